@@ -1,0 +1,280 @@
+"""Each function of the SQL contract, described once: statement, parameters, shape of the result.
+
+A description is run by `Client` or `AsyncClient` (client.py), or inside the caller's own transaction by `run_on`.
+Nothing is decided here: that is SQL. Times are sent as they are; None leaves an argument at its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from psycopg import AsyncConnection, Connection, sql
+from psycopg import Error as PsycopgError
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from pgpark.errors import translated
+from pgpark.models import (
+    Claimed,
+    Explained,
+    Finished,
+    Maintained,
+    Message,
+    PoolInfo,
+    PoolStats,
+    Row,
+    Submitted,
+    TaskStatus,
+)
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Row)
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A statement with its parameters, and how to read what it returns."""
+
+    statement: sql.Composed
+    parameters: Mapping[str, Any]
+    read: Callable[[Rows], T]
+
+
+def run_on(connection: Connection[Any], call: Call[T]) -> T:
+    """Runs a call on the caller's own connection and in its transaction.
+
+    Raises the errors of pgpark.errors; after one, the transaction is aborted as usual in Postgres.
+    """
+    try:
+        with connection.cursor(row_factory=dict_row) as cursor:
+            return call.read(cursor.execute(call.statement, call.parameters).fetchall())
+    except PsycopgError as error:
+        raise translated(error) from error
+
+
+async def run_on_async(connection: AsyncConnection[Any], call: Call[T]) -> T:
+    """The same on an asyncio connection."""
+    try:
+        async with connection.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(call.statement, call.parameters)
+            return call.read(await cursor.fetchall())
+    except PsycopgError as error:
+        raise translated(error) from error
+
+
+def submit(
+    pool: str,
+    payload: Any,
+    *,
+    priority: str = "normal",
+    units: int = 1,
+    deadline: datetime | str | None = None,
+    tenant: str | None = None,
+    user_id: str | None = None,
+    session_id: str | None = None,
+    run_at: datetime | str | None = None,
+    idempotency_key: str | None = None,
+) -> Call[Submitted]:
+    """Submits one task; see park_submit. `units` are slices of the pool; a refusal is returned, not raised."""
+    return _call(
+        "park_submit",
+        _one(Submitted),
+        pool=pool,
+        payload=Jsonb(payload),
+        priority=priority,
+        units=units,
+        deadline=deadline,
+        tenant=tenant,
+        user_id=user_id,
+        session_id=session_id,
+        run_at=run_at,
+        idempotency_key=idempotency_key,
+    )
+
+
+def submit_many(pool: str, tasks: Iterable[Mapping[str, Any]]) -> Call[list[Submitted]]:
+    """Submits many tasks, each a mapping with the arguments of `submit` as keys; one row each, in order."""
+    return _call("park_submit_many", _many(Submitted), pool=pool, tasks=Jsonb(list(tasks)))
+
+
+def claim(pool: str, worker: str, max_tasks: int = 1, max_units: int | None = None) -> Call[list[Claimed]]:
+    """Starts what fits; see park_claim. `max_units` is the worker's whole capacity."""
+    return _call("park_claim", _many(Claimed), pool=pool, worker=worker, max_tasks=max_tasks, max_units=max_units)
+
+
+def finish(
+    task_id: int, attempt: int, status: str = "completed", result: Any = None, reason: str | None = None
+) -> Call[bool]:
+    """Ends an attempt; False means that it was fenced off and nothing changed."""
+    return _call(
+        "park_finish",
+        _value("park_finish"),
+        task_id=task_id,
+        attempt=attempt,
+        status=status,
+        result=None if result is None else Jsonb(result),
+        reason=reason,
+    )
+
+
+def finish_many(outcomes: Sequence[Mapping[str, Any]]) -> Call[list[Finished]]:
+    """Ends many attempts; each a mapping with task_id, attempt, and optionally status, result, reason."""
+    return _call("park_finish_many", _many(Finished), outcomes=Jsonb(list(outcomes)))
+
+
+def release(task_id: int, attempt: int) -> Call[bool]:
+    """Puts a running task back in its old place; False means that the attempt was fenced off."""
+    return _call("park_release", _value("park_release"), task_id=task_id, attempt=attempt)
+
+
+def heartbeat(pool: str, worker: str, task_ids: Sequence[int]) -> Call[list[int]]:
+    """Renews the leases of these tasks and returns the ids that the worker should stop."""
+    return _call(
+        "park_heartbeat",
+        lambda rows: [row["park_heartbeat"] for row in rows],
+        pool=pool,
+        worker=worker,
+        task_ids=list(task_ids),
+    )
+
+
+def cancel(task_id: int, reason: str = "cancelled") -> Call[str]:
+    """Cancels a task: `dropped`, `cancelling`, `finished` or `unknown`."""
+    return _call("park_cancel", _value("park_cancel"), task_id=task_id, reason=reason)
+
+
+def fetch(
+    tenant: str,
+    user_id: str | None = None,
+    session_id: str | None = None,
+    since: datetime | str | None = None,
+    max_messages: int = 50,
+) -> Call[list[Message]]:
+    """Outcomes of a tenant, oldest first; None for user or session means any."""
+    return _call(
+        "park_fetch",
+        _many(Message),
+        tenant=tenant,
+        user_id=user_id,
+        session_id=session_id,
+        since=since,
+        max_messages=max_messages,
+    )
+
+
+def ack(message_ids: Sequence[int]) -> Call[int]:
+    """Takes messages out of the mailbox; returns how many were there."""
+    return _call("park_ack", _value("park_ack"), message_ids=list(message_ids))
+
+
+def result(task_id: int) -> Call[Message | None]:
+    """The outcome of a task, or None while there is none."""
+    return _call("park_result", _maybe(Message), task_id=task_id)
+
+
+def status(task_id: int) -> Call[TaskStatus | None]:
+    """Where a task is, or None if it is unknown."""
+    return _call("park_status", _maybe(TaskStatus), task_id=task_id)
+
+
+def stats(pool: str | None = None) -> Call[list[PoolStats]]:
+    """The numbers of one pool, or of all."""
+    return _call("park_stats", _many(PoolStats), pool=pool)
+
+
+def explain(pool: str, max_tasks: int = 20) -> Call[list[Explained]]:
+    """Why the first waiting tasks of a pool are not running."""
+    return _call("park_explain", _many(Explained), pool=pool, max_tasks=max_tasks)
+
+
+def prune(pool: str | None = None) -> Call[int]:
+    """Moves expired tasks to the mailbox; returns how many."""
+    return _call("park_prune", _value("park_prune"), pool=pool)
+
+
+def maintain(pool: str | None = None) -> Call[Maintained]:
+    """Runs the timers of one pool, or of all. `due_in_secs` is next_due seen from the database's own clock."""
+    statement = sql.SQL(
+        "select m.*, extract(epoch from m.next_due - pgpark._now())::float8 as due_in_secs"
+        " from pgpark.park_maintain(pool => %(pool)s::text) m"
+    ).format()
+    return Call(statement, {"pool": pool}, _one(Maintained))
+
+
+def put_pool(name: str, config: Mapping[str, Any]) -> Call[str]:
+    """Creates or changes a pool: `created`, `changed` or `unchanged`."""
+    return _call("park_put_pool", _value("park_put_pool"), name=name, config=Jsonb(dict(config)))
+
+
+def drop_pool(name: str, force: bool = False) -> Call[None]:
+    """Drops a pool; with live tasks only if forced."""
+    return _call("park_drop_pool", lambda _rows: None, name=name, force=force)
+
+
+def set_pool_state(name: str, state: str) -> Call[None]:
+    """Sets a pool to active, paused, draining or disabled."""
+    return _call("park_set_pool_state", lambda _rows: None, name=name, state=state)
+
+
+def pools(pool: str | None = None) -> Call[list[PoolInfo]]:
+    """One pool, or all, with config and settings."""
+    return _call("park_pools", _many(PoolInfo), pool=pool)
+
+
+def llm_units(pool: str, prompt_tokens: int, max_tokens: int) -> Call[int]:
+    """Units of a language-model request by the pool's cost model."""
+    return _call(
+        "park_llm_units", _value("park_llm_units"), pool=pool, prompt_tokens=prompt_tokens, max_tokens=max_tokens
+    )
+
+
+# Arguments whose type Postgres cannot see from the value alone.
+_CASTS = {
+    "task_id": "bigint",
+    "task_ids": "bigint[]",
+    "message_ids": "bigint[]",
+    "attempt": "int",
+    "units": "int",
+    "max_tasks": "int",
+    "max_units": "int",
+    "max_messages": "int",
+    "prompt_tokens": "int",
+    "max_tokens": "int",
+    "result": "jsonb",
+    "deadline": "timestamptz",
+    "run_at": "timestamptz",
+    "since": "timestamptz",
+    "force": "boolean",
+    "payload": "jsonb",
+    "tasks": "jsonb",
+    "outcomes": "jsonb",
+    "config": "jsonb",
+}
+
+
+def _call(function: str, read: Callable[[Rows], T], **arguments: Any) -> Call[T]:
+    named = sql.SQL(", ").join(
+        sql.SQL("{} => {}::{}").format(sql.Identifier(name), sql.Placeholder(name), sql.SQL(_CASTS.get(name, "text")))
+        for name in arguments
+    )
+    return Call(sql.SQL("select * from {}({})").format(sql.Identifier("pgpark", function), named), arguments, read)
+
+
+def _many(row: type[R]) -> Callable[[Rows], list[R]]:
+    return lambda rows: [row.model_validate(values) for values in rows]
+
+
+def _one(row: type[R]) -> Callable[[Rows], R]:
+    return lambda rows: row.model_validate(rows[0])
+
+
+def _maybe(row: type[R]) -> Callable[[Rows], R | None]:
+    return lambda rows: row.model_validate(rows[0]) if rows else None
+
+
+def _value(column: str) -> Callable[[Rows], Any]:
+    return lambda rows: rows[0][column]

@@ -1,0 +1,90 @@
+"""The command line: `pgpark COMMAND`. Each module of this package holds the commands of one subject.
+
+Standard output carries results only; messages go to standard error. Exit codes: 0 done; 1 the answer is no (refused,
+not completed, not found, database behind); 2 wrong usage or input; 3 the database cannot be used; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from pgpark import __version__
+from pgpark.cli import database, mailbox, pools, show, tasks, work
+from pgpark.cli.demo import demo
+from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line
+
+_EPILOG = (
+    "Without --dsn or PGPARK_DSN, commands share an embedded Postgres whose data is in PGPARK_HOME (.pgpark). Every "
+    "option can be set in the environment: PGPARK_DSN, PGPARK_HOME, PGPARK_JSON, and PGPARK_<COMMAND>_<OPTION>, for "
+    "instance PGPARK_WORKER_UNITS. Exit codes: 0 done; 1 the answer is no; 2 wrong usage or input; 3 the database "
+    "cannot be used; 130 interrupted."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_EPILOG)
+@click.version_option(__version__, prog_name="pgpark")
+def cli() -> None:
+    """A parking lot for expensive work on Postgres: tasks that fit start, the others park."""
+
+
+for _command in (
+    database.migrate,
+    database.db,
+    pools.pool,
+    tasks.submit,
+    tasks.status,
+    tasks.result,
+    tasks.cancel,
+    mailbox.mailbox,
+    show.stats,
+    show.explain,
+    work.worker,
+    work.maintain,
+    demo,
+):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """The entry point: runs a command and turns every expected error into one line and an exit code."""
+    signal.signal(signal.SIGTERM, _leave)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        returned = cli.main(standalone_mode=False, auto_envvar_prefix="PGPARK", prog_name="pgpark")
+        sys.stdout.flush()
+        return returned if isinstance(returned, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "pgpark"
+        return _complain(f"{where}: {one_line(Exception(error.format_message()))}", 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("pgpark: interrupted", 130)
+    except BadInputError as error:
+        return _complain(f"pgpark: {one_line(error)}", 2)
+    except DatabaseError as error:
+        return _complain(f"pgpark: {one_line(error)}", 3)
+    except PgparkError as error:
+        return _complain(f"pgpark: {one_line(error)}", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone, as with `| head`
+        return 0
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(message, err=True)
+    return code
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(143)

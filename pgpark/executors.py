@@ -1,0 +1,237 @@
+"""How a worker runs one task: a Python function (async, or plain in a thread) or a command. Knows nothing of Postgres.
+
+An executor either returns the result, or raises; what it raises becomes the reason of a failed attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import inspect
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from pgpark.errors import BadInputError, one_line
+from pgpark.models import Claimed
+
+log = logging.getLogger("pgpark.worker")
+
+_STDERR_KEPT = 2000
+_TERMINATE_SECS = 5.0
+
+
+class HandlerError(Exception):
+    """The attempt failed; the text is the reason that the client reads."""
+
+
+class TaskContext:
+    """What a handler may ask for as its second argument: the claimed `task`, its `pool`, and whether to stop."""
+
+    def __init__(self, pool: str, task: Claimed) -> None:
+        self.pool = pool
+        self.task = task
+        self._stop = threading.Event()
+
+    @property
+    def stopping(self) -> bool:
+        """True once the task was cancelled, ran out of time, or the worker shuts down. Safe to ask from any thread."""
+        return self._stop.is_set()
+
+    def ask_to_stop(self) -> None:
+        """Makes `stopping` true."""
+        self._stop.set()
+
+
+class Executor(Protocol):
+    """Runs tasks of one kind. `stoppable`: cancelling `run` really ends the work; else it must look at the context."""
+
+    stoppable: bool
+
+    async def run(self, context: TaskContext) -> Any:
+        """Does the work of a task and returns its result. Raises HandlerError, or whatever the handler raised."""
+        ...
+
+
+class FunctionExecutor:
+    """Calls `handler(payload)` or `handler(payload, context)`.
+
+    An async handler runs on the worker's event loop, a plain one in a thread of its own. Where the first argument is
+    annotated with a pydantic model, the payload is validated into it first.
+    """
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        self._handler = handler
+        self._model = _payload_model(handler)
+        self._takes_context = _takes_context(handler)
+        call = getattr(handler, "__call__", None)  # noqa: B004 (an object with an async __call__ is a handler too)
+        self.stoppable = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+
+    async def run(self, context: TaskContext) -> Any:
+        payload = context.task.payload
+        if self._model is not None:
+            try:
+                payload = self._model.model_validate(payload)
+            except ValidationError as error:
+                raise HandlerError(f"payload does not fit {self._model.__name__}: {_problems(error)}") from error
+        arguments = (payload, context) if self._takes_context else (payload,)
+        if self.stoppable:
+            return await self._handler(*arguments)
+        return await _in_thread(self._handler, arguments, name=f"pgpark-task-{context.task.task_id}")
+
+
+class CommandExecutor:
+    """Runs a command without a shell: payload as JSON on standard input, result from standard output.
+
+    Output that is JSON is the result as such, other output is a string. A non-zero exit fails the attempt with the end
+    of standard error. PGPARK_TASK_ID, _ATTEMPT, _POOL, _UNITS and _TENANT are in its environment.
+    """
+
+    stoppable = True
+
+    def __init__(self, command: str) -> None:
+        try:
+            self._argv = shlex.split(command)
+        except ValueError as error:
+            raise BadInputError(f"--exec {command!r} cannot be read: {error}") from error
+        if not self._argv or shutil.which(self._argv[0]) is None:
+            raise BadInputError(f"--exec: there is no program {self._argv[0] if self._argv else ''!r}")
+
+    async def run(self, context: TaskContext) -> Any:
+        process = await asyncio.create_subprocess_exec(
+            *self._argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            env=os.environ | _environment(context),
+        )
+        try:
+            output, errors = await process.communicate(json.dumps(context.task.payload).encode())
+        finally:
+            if process.returncode is None:
+                await _end(process)
+        if process.returncode != 0:
+            tail = errors.decode(errors="replace").strip()[-_STDERR_KEPT:]
+            raise HandlerError(f"exit {process.returncode}: {tail}" if tail else f"exit {process.returncode}")
+        return _parsed(output.decode(errors="replace"))
+
+
+def load_handler(path: str) -> Callable[..., Any]:
+    """The function that `package.module:function` names. Raises BadInputError."""
+    module_name, colon, attribute = path.partition(":")
+    if not (module_name and colon and attribute):
+        raise BadInputError(f"--handler {path!r} must look like package.module:function")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # so that a file in the present folder is found, as with `python -m`
+    try:
+        handler: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            handler = getattr(handler, part)
+    except Exception as error:  # whatever the module does when it is imported
+        log.debug("importing %s", path, exc_info=True)
+        raise BadInputError(
+            f"--handler {path!r} cannot be imported: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if not callable(handler):
+        raise BadInputError(f"--handler {path!r} is not a function")
+    return typing.cast("Callable[..., Any]", handler)
+
+
+def _payload_model(handler: Callable[..., Any]) -> type[BaseModel] | None:
+    try:
+        parameters = list(inspect.signature(handler).parameters.values())
+        hints = typing.get_type_hints(handler if inspect.isroutine(handler) else type(handler).__call__)
+    except (TypeError, ValueError, NameError):
+        return None
+    hint = hints.get(parameters[0].name) if parameters else None
+    return hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
+
+
+def _takes_context(handler: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(handler).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return False
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in places if p.default is p.empty]
+    if not places and not any(p.kind is p.VAR_POSITIONAL for p in parameters) or len(needed) > 2:
+        raise BadInputError(f"the handler {handler!r} must take (payload) or (payload, context)")
+    return len(needed) == 2
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'payload'}: {problem['msg']}" for problem in error.errors()
+    )
+
+
+async def _in_thread(handler: Callable[..., Any], arguments: tuple[Any, ...], name: str) -> Any:
+    """Runs a plain function in a daemon thread of its own, so that one that never returns cannot hold up the exit."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[tuple[bool, Any]] = loop.create_future()
+
+    def settle(succeeded: bool, value: Any) -> None:
+        if not done.done():
+            done.set_result((succeeded, value))
+
+    def body() -> None:
+        succeeded, value = True, None
+        try:
+            value = handler(*arguments)
+        except BaseException as error:  # SystemExit too: it ends the task, not the worker
+            succeeded, value = False, error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has gone
+            loop.call_soon_threadsafe(settle, succeeded, value)
+
+    threading.Thread(target=body, name=name, daemon=True).start()
+    succeeded, value = await done
+    if succeeded:
+        return value
+    raise HandlerError(f"{type(value).__name__}: {value}") from value
+
+
+def _environment(context: TaskContext) -> dict[str, str]:
+    task = context.task
+    return {
+        "PGPARK_TASK_ID": str(task.task_id),
+        "PGPARK_ATTEMPT": str(task.attempt),
+        "PGPARK_POOL": context.pool,
+        "PGPARK_UNITS": str(task.units),
+        "PGPARK_TENANT": task.tenant or "",
+    }
+
+
+def _parsed(output: str) -> Any:
+    if not output.strip():
+        return None
+    try:
+        return json.loads(output)
+    except ValueError:
+        return output
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ends a process and all that it started: asked first, then killed."""
+    for kind, patience in ((signal.SIGTERM, _TERMINATE_SECS), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, kind)
+        try:
+            await asyncio.wait_for(process.wait(), patience)
+            break
+        except (asyncio.TimeoutError, asyncio.CancelledError):
+            continue  # a second cancel means: no more patience
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it left behind in its group

@@ -1,0 +1,77 @@
+"""Keeps a worker's leases alive from a thread and a connection of its own, so that a handler that blocks the event loop
+does not lose the worker's tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+import psycopg
+from psycopg.rows import DictRow
+
+from pgpark import calls
+from pgpark.database import connect
+from pgpark.errors import PgparkError, UnknownPoolError, one_line
+
+log = logging.getLogger("pgpark.worker")
+
+_RETRY_SECS = 1.0
+
+
+class Heartbeat:
+    """Sends a heartbeat for `held()` every third of the pool's lease, and hands what must stop to `stop`.
+
+    Both are called from this object's thread.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        pool: str,
+        worker: str,
+        held: Callable[[], Sequence[int]],
+        stop: Callable[[Sequence[int]], None],
+        *,
+        prepare: bool,
+    ) -> None:
+        self._dsn, self._pool, self._worker, self._prepare = dsn, pool, worker, prepare
+        self._held, self._stop = held, stop
+        self._poked = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="pgpark-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def poke(self) -> None:
+        """Sends the next heartbeat now: a task may have been cancelled."""
+        self._poked.set()
+
+    def end(self) -> None:
+        """Ends the thread; returns at once."""
+        self._ended = True
+        self._poked.set()
+
+    def _run(self) -> None:
+        while not self._ended:
+            pause = _RETRY_SECS
+            try:
+                with contextlib.closing(connect(self._dsn, prepare=self._prepare)) as connection:
+                    self._beat(connection)
+            except UnknownPoolError:
+                return  # the worker's own loop says so and ends
+            except (PgparkError, psycopg.Error) as error:
+                log.warning("heartbeat: %s", one_line(error))
+            self._poked.wait(pause)
+
+    def _beat(self, connection: psycopg.Connection[DictRow]) -> None:
+        while not self._ended:
+            self._poked.clear()
+            (pool,) = calls.run_on(connection, calls.pools(self._pool))
+            stop = calls.run_on(connection, calls.heartbeat(self._pool, self._worker, self._held()))
+            if stop:
+                self._stop(stop)
+            self._poked.wait(float(pool.settings["lease_secs"]) / 3)

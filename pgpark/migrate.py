@@ -1,0 +1,156 @@
+"""Brings a database to the state of the files below sql/: pgmq, migrations once each, functions when they changed.
+
+Everything happens in one transaction under an advisory lock, so that any number of callers end the same, and a
+failure leaves the database as it was. The logic of what exists and what is too old is SQL (sql/pgmq.sql).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from pgmq.install import get_embedded_install_sql, get_embedded_sql_version
+from psycopg.rows import DictRow
+
+from pgpark.errors import MigrationError, one_line
+
+REQUIRED_PGMQ = "1.5.0"
+_LOCK = 1885826929
+
+
+@dataclass(frozen=True)
+class SqlFile:
+    """A file below sql/: `name` is its path there, `hash` the SHA-256 of its text."""
+
+    name: str
+    text: str
+    hash: str
+
+    @property
+    def runs_once(self) -> bool:
+        """Whether this is a migration, rather than a file of functions."""
+        return self.name.startswith("migrations/")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a migration would do: install pgmq, and apply these files in order."""
+
+    install_pgmq: bool
+    files: tuple[SqlFile, ...]
+
+    @property
+    def empty(self) -> bool:
+        """Whether the database is up to date."""
+        return not self.install_pgmq and not self.files
+
+
+def migrate(connection: psycopg.Connection[DictRow]) -> Plan:
+    """Brings the database up to date and returns what was done. The connection must be in autocommit mode.
+
+    Raises MigrationError; the database is then as it was before.
+    """
+    with connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
+        todo = plan(connection)
+        if not todo.empty:
+            _apply(connection, "sql/pgmq.sql", pgmq_script())
+            _apply(connection, "sql/ledger.sql", _read("ledger.sql"))
+        for file in todo.files:
+            _apply(connection, f"sql/{file.name}", file.text)
+            connection.execute(
+                "insert into pgpark.migration (name, hash) values (%s, %s)"
+                " on conflict (name) do update set hash = excluded.hash, applied_at = clock_timestamp()",
+                [file.name, file.hash],
+            )
+    return todo
+
+
+def plan(connection: psycopg.Connection[DictRow]) -> Plan:
+    """What `migrate` would do now. Raises MigrationError where it would refuse."""
+    applied = _ledger(connection)
+    files = sql_files()
+    known = {file.name for file in files}
+    unknown = sorted(name for name in applied if name.startswith("migrations/") and name not in known)
+    if unknown:
+        raise MigrationError(f"this database was migrated by a newer pgpark ({unknown[0]} is unknown here); upgrade it")
+    for file in files:
+        if file.runs_once and applied.get(file.name, file.hash) != file.hash:
+            raise MigrationError(
+                f"sql/{file.name} was edited after it was applied (hash {applied[file.name][:12]} then, "
+                f"{file.hash[:12]} now); restore it and put the change into a new migration"
+            )
+    row = connection.execute("select to_regnamespace('pgmq') is null as missing").fetchone()
+    return Plan(bool(row and row["missing"]), tuple(file for file in files if applied.get(file.name) != file.hash))
+
+
+def script() -> str:
+    """One script that `psql -1 -f` applies to an empty database with the same result as `migrate`."""
+    parts = [
+        f"-- pgpark, for PostgreSQL 14 or newer. Apply to a database without pgpark: psql -1 -v ON_ERROR_STOP=1 -f FILE\n"
+        f"-- Carries pgmq {get_embedded_sql_version()} for servers that do not offer the extension.\n"
+        "set client_min_messages = warning;\n",
+        pgmq_script(),
+        _read("ledger.sql"),
+    ]
+    for file in sql_files():
+        parts.append(f"-- sql/{file.name}\n\n{file.text}")
+        parts.append(f"insert into pgpark.migration (name, hash) values ('{file.name}', '{file.hash}');\n")
+    parts.append("reset client_min_messages;\n")
+    return "\n".join(parts)
+
+
+def pgmq_script() -> str:
+    """sql/pgmq.sql with pgmq's own install script filled in."""
+    return (
+        _read("pgmq.sql")
+        .replace("{required}", REQUIRED_PGMQ)
+        .replace("{bundled}", get_embedded_sql_version())
+        .replace("{install_sql}", get_embedded_install_sql())
+    )
+
+
+@cache
+def sql_files() -> tuple[SqlFile, ...]:
+    """The migrations, then the functions, each in the order of their names."""
+    paths = [*sorted((_root() / "migrations").glob("*.sql")), *sorted((_root() / "functions").glob("*.sql"))]
+    files = []
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(_root()).as_posix()
+        files.append(SqlFile(name, text, hashlib.sha256(text.encode()).hexdigest()))
+    return tuple(files)
+
+
+@cache
+def _root() -> Path:
+    """sql/: inside the package when it was installed from a wheel, beside it in a source tree."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "sql", package.parent / "sql"):
+        if (candidate / "ledger.sql").is_file():
+            return candidate
+    raise MigrationError(f"the folder sql/ is missing beside or inside {package}; install pgpark again")
+
+
+def _read(name: str) -> str:
+    return (_root() / name).read_text(encoding="utf-8")
+
+
+def _ledger(connection: psycopg.Connection[DictRow]) -> dict[str, str]:
+    row = connection.execute("select to_regclass('pgpark.migration') is not null as here").fetchone()
+    if not row or not row["here"]:
+        return {}
+    return {row["name"]: row["hash"] for row in connection.execute("select name, hash from pgpark.migration")}
+
+
+def _apply(connection: psycopg.Connection[Any], name: str, text: str) -> None:
+    try:
+        connection.execute(text.encode())
+    except psycopg.Error as error:
+        message = error.diag.message_primary or one_line(error)
+        hint = f" {error.diag.message_hint}" if error.diag.message_hint else ""
+        raise MigrationError(f"{name}: {message}.{hint} Nothing was changed.") from error

@@ -1,0 +1,130 @@
+"""The rows that the SQL contract returns, as typed values. No behaviour lives here."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Priority = Literal["low", "normal", "high", "critical"]
+Outcome = Literal["completed", "failed", "expired", "dropped"]
+PoolState = Literal["active", "paused", "draining", "disabled"]
+
+
+class Row(BaseModel):
+    """A row of a result set; column names are field names."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Submitted(Row):
+    """What became of a submitted task. `task_id` is None if it was refused; `reason` says why."""
+
+    task_id: int | None
+    accepted: bool
+    status: str | None
+    reason: str | None
+
+
+class Claimed(Row):
+    """A task that a worker holds: `attempt` goes into finish and release; `units` are held until then."""
+
+    task_id: int
+    attempt: int
+    payload: Any
+    priority: Priority
+    units: int
+    tenant: str | None
+    user_id: str | None
+    session_id: str | None
+    deadline: datetime | None
+    created_at: datetime
+
+
+class Finished(Row):
+    """Whether an outcome was accepted; False means that the attempt was fenced off."""
+
+    task_id: int
+    accepted: bool
+
+
+class Message(Row):
+    """An outcome in the mailbox; `payload` is the worker's result."""
+
+    message_id: int
+    task_id: int
+    pool: str
+    tenant: str | None
+    user_id: str | None
+    session_id: str | None
+    status: Outcome
+    reason: str | None
+    payload: Any
+    created_at: datetime
+
+
+class TaskStatus(Row):
+    """Where a task is; `position` counts the parked tasks ahead of it, up to 1000."""
+
+    task_id: int
+    pool: str
+    status: str
+    reason: str | None
+    priority: Priority
+    units: int
+    attempt: int
+    worker: str | None
+    position: int | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline: datetime | None
+
+
+class PoolStats(Row):
+    """The numbers of a pool; outcomes are counted since it was made."""
+
+    pool: str
+    state: PoolState
+    max_units: int
+    used_units: int
+    running: int
+    parked: int
+    delayed: int
+    oldest_parked_secs: float | None
+    workers: int
+    completed: int
+    failed: int
+    expired: int
+    dropped: int
+    retried: int
+
+
+class PoolInfo(Row):
+    """A pool: `config` as it was given, `settings` with every default filled in."""
+
+    name: str
+    state: PoolState
+    config: dict[str, Any]
+    settings: dict[str, Any]
+    created_at: datetime
+
+
+class Maintained(Row):
+    """What the timers did, and when the next one is due (None: there is none)."""
+
+    expired: int
+    reclaimed: int
+    promoted: int
+    purged: int
+    next_due: datetime | None
+    due_in_secs: float | None
+
+
+class Explained(Row):
+    """Why a parked or delayed task is not running now."""
+
+    task_id: int
+    position: int | None
+    why: str

@@ -1,0 +1,85 @@
+-- How a task ends: one function, whatever the reason. It takes the task out of the ledger, writes its outcome,
+-- archives or deletes its message, counts it and notifies, all in the caller's transaction.
+-- Keeps invariants 2 (one outcome) and 8 (atomicity). Called by finish, cancel, expiry, reclaim, claim, drop_pool.
+
+-- The arrays run in parallel; results may be null for none. The caller holds the row locks of these tasks; ids that are no longer in the
+-- ledger are passed over. Returns how many tasks ended.
+create or replace function pgpark._conclude(ids bigint[], statuses text[], reasons text[], results jsonb[])
+returns int
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot record;
+  now_ timestamptz := pgpark._now();
+  ended_count int := 0;
+begin
+  if coalesce(cardinality(ids), 0) = 0 then
+    return 0;
+  end if;
+  for lot in
+    with outcome as (
+      select o.*
+      from unnest(ids, statuses, reasons, results) as o (task_id, status, reason, result)
+    ),
+    ended as (
+      delete from task t
+      using outcome o
+      where t.task_id = o.task_id
+      returning t.*, o.status, o.reason, o.result
+    ),
+    posted as (
+      insert into mailbox (task_id, pool, tenant, user_id, session_id, status, reason, payload, priority, units,
+                           attempt, worker, deadline, submitted_at, started_at, created_at, purge_at, pool_id,
+                           idempotency_key)
+      select e.task_id, p.name, e.tenant, e.user_id, e.session_id, e.status, e.reason, e.result, e.priority, e.units,
+             e.attempt, e.worker, e.deadline, e.created_at, e.started_at, now_,
+             now_ + pgpark._secs(p.mailbox_ttl_secs), e.pool_id, e.idempotency_key
+      from ended e
+      join pool p using (pool_id)
+    ),
+    counted as (
+      insert into tally (pool_id, completed, failed, expired, dropped)
+      select e.pool_id,
+             count(*) filter (where e.status = 'completed'),
+             count(*) filter (where e.status = 'failed'),
+             count(*) filter (where e.status = 'expired'),
+             count(*) filter (where e.status = 'dropped')
+      from ended e
+      group by e.pool_id
+    )
+    select p.name, p.queue_name, p.archive, array_agg(e.msg_id) as msg_ids, array_agg(e.task_id) as task_ids
+    from ended e
+    join pool p using (pool_id)
+    group by p.pool_id
+  loop
+    if lot.archive then
+      perform pgmq.archive(lot.queue_name, lot.msg_ids);
+    else
+      perform pgmq.delete(lot.queue_name, lot.msg_ids);
+    end if;
+    perform pg_notify('pgpark.mailbox', id::text) from unnest(lot.task_ids) as id;
+    perform pgpark._wake(lot.name);
+    ended_count := ended_count + cardinality(lot.task_ids);
+  end loop;
+  return ended_count;
+end
+$$;
+
+-- The same status and reason for all, and no results.
+create or replace function pgpark._conclude_all(ids bigint[], status text, reason text) returns int
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+begin
+  if coalesce(cardinality(ids), 0) = 0 then
+    return 0;
+  end if;
+  return pgpark._conclude(
+    ids,
+    array_fill(status, array[cardinality(ids)]),
+    array_fill(reason, array[cardinality(ids)]),
+    null);
+end
+$$;

@@ -1,0 +1,136 @@
+-- Small helpers that most functions share: the clock, the guard against stale snapshots, lookups, priority names.
+-- Nobody outside the schema calls them.
+
+-- The one clock. Everything that compares times asks here, so that tests can replace it.
+create or replace function pgpark._now() returns timestamptz
+language plpgsql volatile
+set search_path = pgpark, pg_temp
+as $$
+begin
+  return clock_timestamp();
+end
+$$;
+
+-- Under REPEATABLE READ or SERIALIZABLE a transaction goes on seeing the past after it has waited for a lock, so it
+-- would count units that others have taken meanwhile as free (DESIGN invariant 1).
+create or replace function pgpark._require_read_committed() returns void
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+begin
+  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    raise exception 'pgpark needs READ COMMITTED, this transaction is %', upper(current_setting('transaction_isolation'))
+      using errcode = '25001',
+            hint = 'With an older snapshot, capacity and depth would be counted wrongly. '
+                   'Use: begin transaction isolation level read committed';
+  end if;
+end
+$$;
+
+create or replace function pgpark._pool(name text) returns pgpark.pool
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot pgpark.pool;
+begin
+  select p.* into lot from pool p where p.name = _pool.name;
+  if not found then
+    perform pgpark._unknown_pool(_pool.name);
+  end if;
+  return lot;
+end
+$$;
+
+create or replace function pgpark._unknown_pool(name text) returns void
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+declare
+  names text := (select string_agg(p.name, ', ' order by p.name) from (select pool.name from pool order by 1 limit 20) p);
+begin
+  raise exception 'unknown pool %', coalesce(quote_literal(_unknown_pool.name), 'NULL')
+    using errcode = '42704',
+          hint = coalesce('Pools here: ' || names, 'There are no pools yet; park_put_pool makes one.');
+end
+$$;
+
+-- Claims of one pool happen one after another: each waits here for the one before to commit. The lock is a statement
+-- of its own, so that the statements after it see what that one did.
+create or replace function pgpark._lock_pool(name text) returns pgpark.pool
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot pgpark.pool;
+begin
+  select p.* into lot from pool p where p.name = _lock_pool.name for no key update;
+  if not found then
+    perform pgpark._unknown_pool(_lock_pool.name);
+  end if;
+  return lot;
+end
+$$;
+
+-- Submitters of a pool hold this shared until they commit; who closes, shrinks or drops the pool holds it alone,
+-- and so sees every task that was accepted before. A row lock would do the same but writes to the pool's row.
+create or replace function pgpark._lock_entrance(pool_id int, alone boolean) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+begin
+  if alone then
+    perform pg_advisory_xact_lock(1885826930, pool_id);
+  else
+    perform pg_advisory_xact_lock_shared(1885826930, pool_id);
+  end if;
+end
+$$;
+
+-- Submitters of a pool with max_queue_depth take turns from counting until they commit.
+create or replace function pgpark._lock_depth(pool_id int) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+begin
+  perform pg_advisory_xact_lock(1885826931, pool_id);
+end
+$$;
+
+create or replace function pgpark._priority_names() returns text[]
+language sql immutable
+as $$
+  select array['low', 'normal', 'high', 'critical'];
+$$;
+
+-- 0 low ... 3 critical; null for a word that is none of them.
+create or replace function pgpark._priority_level(word text) returns smallint
+language sql immutable
+as $$
+  select (array_position(array['low', 'normal', 'high', 'critical'], word) - 1)::smallint;
+$$;
+
+create or replace function pgpark._priority_word(level smallint) returns text
+language sql immutable
+as $$
+  select (array['low', 'normal', 'high', 'critical'])[level + 1];
+$$;
+
+create or replace function pgpark._secs(secs double precision) returns interval
+language sql immutable
+as $$
+  select make_interval(secs => secs);
+$$;
+
+-- Tells whoever listens that a task of this pool may now start. message: '' for that, 'cancel' when a running task
+-- should be stopped.
+create or replace function pgpark._wake(pool_name text, message text default '') returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+begin
+  perform pg_notify('pgpark.pool.' || pool_name, message);
+end
+$$;

@@ -1,0 +1,183 @@
+-- What the passing of time does to a pool: deadlines expire, delayed tasks park, lapsed leases are taken back.
+-- Each function does one bounded bite and passes over rows that somebody else holds, so that any number of
+-- callers may run them at once. Called by park_claim, park_prune and park_maintain.
+-- Keeps invariants 4 (deadline) and 6 (wake-up).
+
+-- Returns how many waiting tasks expired.
+create or replace function pgpark._expire(pool_id int, now_ timestamptz, bite int) returns int
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  due bigint[];
+begin
+  select array_agg(d.task_id) into due
+  from (
+    select t.task_id
+    from task t
+    where t.pool_id = _expire.pool_id
+      and t.state in ('parked', 'delayed')
+      and t.deadline <= now_
+    order by t.deadline
+    limit bite
+    for update skip locked
+  ) d;
+  return pgpark._conclude_all(due, 'expired', 'deadline_expired');
+end
+$$;
+
+-- Returns how many delayed tasks parked.
+create or replace function pgpark._promote(lot pgpark.pool, now_ timestamptz, bite int) returns int
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  promoted int;
+begin
+  with due as (
+    select t.task_id
+    from task t
+    where t.pool_id = lot.pool_id
+      and t.state = 'delayed'
+      and t.run_at <= now_
+    order by t.run_at
+    limit bite
+    for update skip locked
+  )
+  update task t
+  set state = 'parked',
+      run_at = null
+  from due d
+  where t.task_id = d.task_id;
+  get diagnostics promoted = row_count;
+  if promoted > 0 then
+    perform pgpark._wake(lot.name);
+  end if;
+  return promoted;
+end
+$$;
+
+-- Takes back the tasks whose lease lapsed and returns how many those are. One that was being cancelled is dropped;
+-- one that ran past its run_timeout has failed; any other was lost with its worker: it parks again in its old place,
+-- until retry.max_losses workers were lost with it.
+create or replace function pgpark._reclaim(lot pgpark.pool, now_ timestamptz, bite int) returns int
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lapsed bigint[];
+begin
+  select array_agg(l.task_id) into lapsed
+  from (
+    select t.task_id
+    from task t
+    where t.pool_id = lot.pool_id
+      and t.state in ('running', 'cancelling')
+      and t.lease_until <= now_
+    limit bite
+    for update skip locked
+  ) l;
+  if lapsed is null then
+    return 0;
+  end if;
+
+  perform pgpark._fail(
+    array(select t.task_id from task t
+          where t.task_id = any (lapsed) and t.state = 'running' and t.run_until <= now_),
+    'run_timeout', now_);
+
+  perform pgpark._conclude(array_agg(t.task_id), array_agg('dropped'::text),
+                           array_agg(case t.state when 'cancelling' then t.cancel_reason else 'lost worker' end), null)
+  from task t
+  where t.task_id = any (lapsed)
+    and (t.state = 'cancelling' or (t.state = 'running' and t.losses + 1 >= lot.max_losses));
+
+  update task t
+  set state = 'parked',
+      losses = t.losses + 1,
+      worker = null,
+      lease_until = null,
+      run_until = null
+  where t.task_id = any (lapsed)
+    and t.state = 'running';
+  perform pgpark._wake(lot.name);
+  return cardinality(lapsed);
+end
+$$;
+
+-- A failed attempt of each of these running tasks: a delayed retry while attempts remain, else the outcome `failed`.
+-- The n-th retry waits backoff_secs * backoff_factor^(n-1), at most max_backoff_secs, of which a random quarter is
+-- taken off so that tasks that failed together do not come back together.
+create or replace function pgpark._fail(ids bigint[], reason text, now_ timestamptz) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if cardinality(ids) = 0 then
+    return;
+  end if;
+  perform pgpark._retry(ids, now_);
+  perform pgpark._conclude_all(
+    array(select t.task_id from task t where t.task_id = any (ids) and t.state = 'running'), 'failed', reason);
+end
+$$;
+
+-- Puts those of these running tasks that have attempts left into their backoff, and returns their ids.
+create or replace function pgpark._retry(ids bigint[], now_ timestamptz) returns bigint[]
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  retried bigint[];
+begin
+  with again as (
+    update task t
+    set state = 'delayed',
+        failures = t.failures + 1,
+        run_at = now_ + pgpark._secs(
+          least(p.max_backoff_secs, p.backoff_secs * power(p.backoff_factor, least(t.failures, 50)))
+          * (1 - random() / 4)),
+        worker = null,
+        lease_until = null,
+        run_until = null
+    from pool p
+    where t.task_id = any (ids)
+      and t.state = 'running'
+      and p.pool_id = t.pool_id
+      and t.failures + 1 < p.max_attempts
+    returning t.task_id, t.pool_id, p.name
+  ),
+  counted as (
+    insert into tally (pool_id, retried)
+    select a.pool_id, count(*) from again a group by a.pool_id
+  ),
+  woken as (
+    select pgpark._wake(a.name) from again a group by a.name
+  )
+  select array_agg(a.task_id) into retried
+  from again a
+  where (select count(*) from woken) > 0;
+  return coalesce(retried, '{}');
+end
+$$;
+
+-- When the next timer of a pool is due, null if it has none.
+create or replace function pgpark._next_due(pool_id int) returns timestamptz
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return least(
+    (select min(t.deadline) from task t
+     where t.pool_id = _next_due.pool_id and t.state in ('parked', 'delayed') and t.deadline is not null),
+    (select min(t.run_at) from task t where t.pool_id = _next_due.pool_id and t.state = 'delayed'),
+    (select min(t.lease_until) from task t
+     where t.pool_id = _next_due.pool_id and t.state in ('running', 'cancelling')));
+end
+$$;

@@ -1,0 +1,228 @@
+-- Claiming: the heart. Decides, exactly and for any number of workers at once, which parked tasks start now.
+-- Called by workers. Keeps invariants 1 (capacity), 3 (order), 4 (deadline), 6 (wake-up).
+--
+-- Claims of one pool happen one after another: the pool's row is locked first, and units in use are then summed
+-- over the running tasks in a later statement, which therefore sees every earlier claim. Nothing is counted in
+-- advance, so nothing can drift. Whoever frees units (finish, release, cancel) needs no such lock.
+
+create or replace function pgpark.park_claim(
+  pool text,
+  worker text,
+  max_tasks int default 1,
+  max_units int default null)
+returns table (task_id bigint, attempt int, payload jsonb, priority text, units int, tenant text, user_id text,
+               session_id text, deadline timestamptz, created_at timestamptz)
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot pgpark.pool;
+  now_ timestamptz;
+  free bigint;
+  slots int := coalesce(park_claim.max_tasks, 1);
+  started bigint[];
+  found_ bigint[];
+begin
+  perform pgpark._require_read_committed();
+  perform pgpark._check_worker(park_claim.worker, park_claim.max_units);
+  if slots < 1 then
+    raise exception 'max_tasks must be at least 1, not %', slots using errcode = '22023';
+  end if;
+
+  lot := pgpark._lock_pool(park_claim.pool);
+  now_ := pgpark._now();
+  perform pgpark._seen(lot.pool_id, park_claim.worker, park_claim.max_units, now_);
+  perform pgpark._expire(lot.pool_id, now_, bite => 500);
+  perform pgpark._promote(lot, now_, bite => 500);
+  perform pgpark._reclaim(lot, now_, bite => 500);
+  if lot.state in ('paused', 'disabled') then
+    return;
+  end if;
+
+  loop
+    free := pgpark._free_units(lot, park_claim.worker, park_claim.max_units);
+    exit when free < 1 or slots < 1;
+    started := pgpark._start(lot, pgpark._pick(lot, now_, free, slots), park_claim.worker, now_);
+    exit when cardinality(started) = 0;
+
+    -- The payload is where pgmq keeps it. A message that somebody deleted there takes its task with it.
+    found_ := array[]::bigint[];
+    for task_id, attempt, payload, priority, units, tenant, user_id, session_id, deadline, created_at in
+      execute format(
+        'select t.task_id, t.attempt, m.message -> ''payload'', pgpark._priority_word(t.priority), t.units, t.tenant, '
+        't.user_id, t.session_id, t.deadline, t.created_at '
+        'from pgpark.task t join pgmq.%I m using (msg_id) where t.task_id = any ($1) '
+        'order by t.priority desc, t.task_id', 'q_' || lot.queue_name)
+      using started
+    loop
+      found_ := found_ || park_claim.task_id;
+      return next;
+    end loop;
+    slots := slots - cardinality(found_);
+    exit when cardinality(found_) = cardinality(started);
+    perform pgpark._conclude_all(
+      array(select s.id from unnest(started) as s (id) where s.id <> all (found_)), 'dropped', 'payload lost');
+  end loop;
+end
+$$;
+
+comment on function pgpark.park_claim is
+'Starts the parked tasks of a pool that fit, in rank order, for a worker. max_tasks: at most this many now.
+max_units: the whole capacity of this worker in units; what it holds already counts against it (null: only the
+pool''s capacity counts). Returns the started tasks, each with a lease of the pool''s lease_secs that park_heartbeat
+renews; payload is what was submitted; attempt goes into park_finish. No rows: nothing may start now.
+Also does what time has made due in the pool. Errors: 22023, 42704, 25001.';
+
+create or replace function pgpark._check_worker(worker text, max_units int) returns void
+language plpgsql immutable
+set search_path = pgpark, pg_temp
+as $$
+begin
+  if coalesce(_check_worker.worker, '') = '' or octet_length(_check_worker.worker) > 255 then
+    raise exception 'worker must be a name of 1 to 255 bytes' using errcode = '22023';
+  elsif _check_worker.max_units < 1 then
+    raise exception 'max_units must be at least 1, not %', _check_worker.max_units
+      using errcode = '22023', hint = 'Leave it out for a worker that is limited by the pool alone.';
+  end if;
+end
+$$;
+
+-- Remembers that a worker is alive; written at most every five seconds, so that claiming does not bloat the table.
+create or replace function pgpark._seen(pool_id int, worker text, max_units int, now_ timestamptz) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if exists (select from worker w
+             where w.pool_id = _seen.pool_id
+               and w.worker = _seen.worker
+               and w.max_units is not distinct from _seen.max_units
+               and w.seen_at > now_ - interval '5 seconds') then
+    return;
+  end if;
+  insert into worker (pool_id, worker, max_units, seen_at)
+  values (_seen.pool_id, _seen.worker, _seen.max_units, now_)
+  on conflict on constraint worker_pkey do update
+  set max_units = excluded.max_units,
+      seen_at = excluded.seen_at;
+end
+$$;
+
+-- What may still be taken: the lesser of what is free in the pool and what is free on this worker.
+create or replace function pgpark._free_units(lot pgpark.pool, worker text, worker_units int) returns bigint
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  used bigint;
+  held bigint;
+begin
+  select coalesce(sum(t.units), 0),
+         coalesce(sum(t.units) filter (where t.worker = _free_units.worker), 0)
+  into used, held
+  from task t
+  where t.pool_id = lot.pool_id
+    and t.state in ('running', 'cancelling');
+  return least(lot.max_units - used, worker_units - held);  -- least() passes over a null
+end
+$$;
+
+-- Chooses, in rank order, what starts. The first task that does not fit is the head: past it at most max_bypass
+-- tasks may start in its whole life (task.bypassed counts them), then capacity is held until it starts.
+-- The window bounds how far a claim looks past the head.
+create or replace function pgpark._pick(lot pgpark.pool, now_ timestamptz, free bigint, slots int) returns bigint[]
+language plpgsql
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+as $$
+#variable_conflict use_column
+declare
+  candidate record;
+  picked bigint[] := array[]::bigint[];
+  oversized bigint[] := array[]::bigint[];
+  head bigint;
+  passes int;         -- how many more tasks may start past the head
+  passed int := 0;
+  looked int := 0;    -- tasks seen behind the head
+  bypass_window constant int := 1000;
+begin
+  for candidate in
+    select t.task_id, t.units, t.bypassed
+    from task t
+    where t.pool_id = lot.pool_id
+      and t.state = 'parked'
+      and (t.deadline is null or t.deadline > now_)
+    order by t.priority desc, t.task_id
+    limit 10000  -- tells the planner that this is a walk from the front, not a sort of the whole lot
+  loop
+    if candidate.units > lot.max_units then
+      -- Put back into a pool that was shrunk meanwhile: it would hold up the lot for ever.
+      oversized := oversized || candidate.task_id;
+      continue;
+    elsif candidate.units <= free then
+      picked := picked || candidate.task_id;
+      free := free - candidate.units;
+      if head is not null then
+        passed := passed + 1;
+      end if;
+    elsif head is null then
+      head := candidate.task_id;
+      passes := lot.max_bypass - candidate.bypassed;
+    end if;
+    if head is not null then
+      looked := looked + 1;
+    end if;
+    exit when free < 1
+           or cardinality(picked) >= slots
+           or (head is not null and (passed >= passes or looked >= bypass_window));
+  end loop;
+  if passed > 0 then
+    update task t set bypassed = t.bypassed + passed where t.task_id = head;
+  end if;
+  perform pgpark._conclude_all(
+    array(select t.task_id from task t where t.task_id = any (oversized) and t.state = 'parked' for update skip locked),
+    'dropped', 'too_large');
+  return picked;
+end
+$$;
+
+-- Marks these parked tasks as running and returns those that were still there: one that is being cancelled by
+-- somebody else this moment is passed over.
+create or replace function pgpark._start(lot pgpark.pool, ids bigint[], worker text, now_ timestamptz) returns bigint[]
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  started bigint[];
+begin
+  with candidate as (
+    select t.task_id
+    from task t
+    where t.task_id = any (ids)
+      and t.state = 'parked'
+    for update skip locked
+  ),
+  started as (
+    update task t
+    set state = 'running',
+        attempt = t.attempt + 1,
+        bypassed = 0,
+        worker = _start.worker,
+        started_at = now_,
+        lease_until = now_ + pgpark._secs(lot.lease_secs),
+        run_until = now_ + pgpark._secs(lot.run_timeout_secs)
+    from candidate c
+    where t.task_id = c.task_id
+    returning t.task_id
+  )
+  select coalesce(array_agg(s.task_id), '{}') into started from started s;
+  return started;
+end
+$$;

@@ -1,0 +1,52 @@
+-- Heartbeats: a worker says which tasks it is running, and is told which of them to stop.
+-- Renewal names each task, so that a worker that came back under its old name does not keep its dead tasks alive.
+
+create or replace function pgpark.park_heartbeat(pool text, worker text, task_ids bigint[]) returns setof bigint
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot pgpark.pool := pgpark._pool(park_heartbeat.pool);
+  now_ timestamptz := pgpark._now();
+  going bigint[];
+begin
+  perform pgpark._require_read_committed();
+  perform pgpark._check_worker(park_heartbeat.worker, null);
+  perform pgpark._seen(lot.pool_id, park_heartbeat.worker,
+                       (select w.max_units from worker w
+                        where w.pool_id = lot.pool_id and w.worker = park_heartbeat.worker), now_);
+
+  -- A task that ran out of time gets no more leases once the last one has lapsed: a worker that does not stop it
+  -- loses it then. One that is being cancelled keeps its units for as long as its worker says it is there.
+  with mine as (
+    select t.task_id
+    from task t
+    where t.task_id = any (park_heartbeat.task_ids)
+      and t.pool_id = lot.pool_id
+      and t.worker = park_heartbeat.worker
+      and t.state in ('running', 'cancelling')
+    order by t.task_id
+    for update
+  ),
+  renewed as (
+    update task t
+    set lease_until = case when t.run_until <= now_ then t.lease_until
+                           else now_ + pgpark._secs(lot.lease_secs) end
+    from mine m
+    where t.task_id = m.task_id
+    returning t.task_id, t.state = 'running' and coalesce(t.run_until > now_, true) as goes_on
+  )
+  select array_agg(r.task_id) filter (where r.goes_on) into going from renewed r;
+
+  return query
+  select distinct i.id
+  from unnest(park_heartbeat.task_ids) as i (id)
+  where i.id <> all (coalesce(going, '{}'));
+end
+$$;
+
+comment on function pgpark.park_heartbeat is
+'Renews the leases of exactly these running tasks for another lease_secs, and marks the worker as alive (an empty array
+does just that). Returns the ids that this worker should stop: cancelled, out of run_timeout_secs, or no longer its
+own. Send it about every third of lease_secs. Errors: 22023, 42704, 25001.';

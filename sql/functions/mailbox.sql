@@ -1,0 +1,103 @@
+-- The mailbox: outcomes, addressed by (tenant, user, session) or by task id, kept until taken out or purged.
+
+create or replace function pgpark.park_fetch(
+  tenant text,
+  user_id text default null,
+  session_id text default null,
+  since timestamptz default null,
+  max_messages int default 50)
+returns setof pgpark.message
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if park_fetch.tenant is null then
+    raise exception 'tenant must not be null'
+      using errcode = '22023', hint = 'The outcome of a task without a tenant is found with park_result(task_id).';
+  elsif coalesce(max_messages, 0) < 1 then
+    raise exception 'max_messages must be at least 1, not %', coalesce(max_messages::text, 'NULL')
+      using errcode = '22023';
+  end if;
+  return query
+  select m.message_id, m.task_id, m.pool, m.tenant, m.user_id, m.session_id, m.status, m.reason, m.payload,
+         m.created_at
+  from mailbox m
+  where m.tenant = park_fetch.tenant
+    and (park_fetch.user_id is null or m.user_id = park_fetch.user_id)
+    and (park_fetch.session_id is null or m.session_id = park_fetch.session_id)
+    and (park_fetch.since is null or m.created_at >= park_fetch.since)
+  order by m.message_id
+  limit max_messages;
+end
+$$;
+
+comment on function pgpark.park_fetch is
+'Outcomes in the mailbox of a tenant, oldest first; a null user_id or session_id means any. since: only those that
+landed at this time or later. payload is the worker''s result. Messages stay until park_ack takes them out, which is
+the safe way to read each once: an outcome that is committed later may carry an earlier time.
+Errors: 22023.';
+
+create or replace function pgpark.park_ack(message_ids bigint[]) returns int
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  taken int;
+begin
+  with gone as (
+    delete from mailbox m
+    where m.message_id = any (park_ack.message_ids)
+    returning m.pool_id, m.idempotency_key, m.task_id
+  ),
+  forgotten as (
+    delete from submission_key k
+    using gone g
+    where k.pool_id = g.pool_id
+      and k.idempotency_key = g.idempotency_key
+      and k.task_id = g.task_id
+  )
+  select count(*)::int into taken from gone;
+  return taken;
+end
+$$;
+
+comment on function pgpark.park_ack is
+'Takes messages out of the mailbox for good and forgets their idempotency keys. Returns how many were there.';
+
+create or replace function pgpark.park_result(task_id bigint)
+returns setof pgpark.message
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return query
+  select m.message_id, m.task_id, m.pool, m.tenant, m.user_id, m.session_id, m.status, m.reason, m.payload,
+         m.created_at
+  from mailbox m
+  where m.task_id = park_result.task_id;
+end
+$$;
+
+comment on function pgpark.park_result is
+'The mailbox row of one task, if it has ended and its message was not taken out; no row otherwise. Also for tasks that
+were submitted without a tenant.';
+
+-- Purges a bite of outcomes that were kept long enough and returns how many.
+create or replace function pgpark._purge(now_ timestamptz, bite int) returns int
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return pgpark.park_ack(array(
+    select m.message_id
+    from mailbox m
+    where m.purge_at <= now_
+    order by m.purge_at
+    limit bite
+    for update skip locked));
+end
+$$;

@@ -1,0 +1,119 @@
+-- Timers: deadlines, backoffs, leases, retention. Claims do those of their own pool on the way; this is for whoever
+-- waits, for pools without workers, and for pg_cron. Keeps invariant 4 (an outcome `expired` lands promptly).
+
+create or replace function pgpark.park_prune(pool text default null) returns int
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot pgpark.pool;
+  moved int;
+  total int := 0;
+begin
+  perform pgpark._require_read_committed();
+  for lot in select * from pgpark._pools(park_prune.pool) loop
+    loop
+      moved := pgpark._expire(lot.pool_id, pgpark._now(), bite => 1000);
+      exit when moved = 0;
+      total := total + moved;
+    end loop;
+  end loop;
+  return total;
+end
+$$;
+
+comment on function pgpark.park_prune is
+'Moves the waiting tasks of a pool (null: of all) whose deadline has passed into the mailbox as expired, and returns how
+many those were. Errors: 42704, 25001.';
+
+create or replace function pgpark.park_maintain(
+  pool text default null,
+  out expired int,
+  out reclaimed int,
+  out promoted int,
+  out purged int,
+  out next_due timestamptz)
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot pgpark.pool;
+  now_ timestamptz := pgpark._now();
+begin
+  perform pgpark._require_read_committed();
+  expired := 0;
+  reclaimed := 0;
+  promoted := 0;
+  purged := 0;
+  for lot in select * from pgpark._pools(park_maintain.pool) loop
+    -- One at a time: a second one has nothing to add but the time of the next timer.
+    if pgpark._try_maintenance(lot.pool_id) then
+      expired := expired + pgpark._expire(lot.pool_id, now_, bite => 1000);
+      promoted := promoted + pgpark._promote(lot, now_, bite => 1000);
+      reclaimed := reclaimed + pgpark._reclaim(lot, now_, bite => 1000);
+      perform pgpark._fold_tally(lot.pool_id);
+      delete from worker w where w.pool_id = lot.pool_id and w.seen_at < now_ - interval '1 day';
+    end if;
+    next_due := least(next_due, pgpark._next_due(lot.pool_id));
+  end loop;
+  if pgpark._try_maintenance(0) then
+    purged := pgpark._purge(now_, bite => 1000);
+  end if;
+end
+$$;
+
+comment on function pgpark.park_maintain is
+'Does what time has made due in a pool (null: in all), at most 1000 of each kind: deadlines expire, lapsed leases are
+reclaimed, delayed tasks park, outcomes older than mailbox.ttl_secs are purged. Returns one row with how many of each,
+and next_due, the time of the next timer (null: none; in the past: call again). Safe to run anywhere, at once, or from
+pg_cron. Errors: 42704, 25001.';
+
+-- Pool id 0 stands for what belongs to no pool.
+create or replace function pgpark._try_maintenance(pool_id int) returns boolean
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+begin
+  return pg_try_advisory_xact_lock(1885826932, pool_id);
+end
+$$;
+
+-- One pool, or all for null.
+create or replace function pgpark._pools(name text) returns setof pgpark.pool
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if _pools.name is not null then
+    return next pgpark._pool(_pools.name);
+  else
+    return query select p.* from pool p order by p.name;
+  end if;
+end
+$$;
+
+-- Sums up the tally rows of a pool once they are many. Rows that somebody else is folding are left to him.
+create or replace function pgpark._fold_tally(pool_id int) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if (select count(*) < 50 from (select from tally y where y.pool_id = _fold_tally.pool_id limit 50) few) then
+    return;
+  end if;
+  with folding as (
+    delete from tally y
+    where y.ctid in (
+      select y.ctid from tally y where y.pool_id = _fold_tally.pool_id limit 10000 for update skip locked)
+    returning y.*
+  )
+  insert into tally (pool_id, completed, failed, expired, dropped, retried)
+  select f.pool_id, sum(f.completed), sum(f.failed), sum(f.expired), sum(f.dropped), sum(f.retried)
+  from folding f
+  group by f.pool_id;
+end
+$$;

@@ -1,0 +1,346 @@
+-- Pools: made, changed, paused, dropped. Called by operators and by `pgpark pool`.
+-- Keeps invariant 1 after a shrink (nothing starts until it fits again; what can never fit is dropped).
+
+create or replace function pgpark.park_put_pool(name text, config jsonb) returns text
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  before pgpark.pool;
+  after_ pgpark.pool;
+begin
+  perform pgpark._require_read_committed();
+  perform pgpark._check_pool_name(park_put_pool.name);
+  perform pgpark._check_config(park_put_pool.name, park_put_pool.config);
+  after_ := pgpark._configured(park_put_pool.name, park_put_pool.config);
+
+  perform pgpark._lock_entrance(0, alone => true);  -- one pool is made, changed or dropped at a time
+  select p.* into before from pool p where p.name = park_put_pool.name;
+  if not found then
+    perform pgpark._create_queue(park_put_pool.name, after_.queue_type, after_.queue_name);
+    after_.pool_id := nextval('pgpark.pool_pool_id_seq')::int;
+    after_.state := 'active';
+    after_.created_at := pgpark._now();
+    insert into pool overriding system value select after_.*;
+    return 'created';
+  end if;
+
+  if (before.queue_type, before.queue_name) <> (after_.queue_type, after_.queue_name) then
+    raise exception 'pools.%.queue: a pool keeps the queue it was made with (% %), this version cannot move it to % %',
+                    park_put_pool.name, before.queue_type, before.queue_name, after_.queue_type, after_.queue_name
+      using errcode = '22023', hint = 'Leave queue as it was, or drop the pool and make it anew.';
+  end if;
+  after_.pool_id := before.pool_id;
+  after_.state := before.state;
+  after_.created_at := before.created_at;
+  if before = after_ then
+    return 'unchanged';
+  end if;
+  if after_.max_units < before.max_units then
+    perform pgpark._lock_entrance(before.pool_id, alone => true);
+  end if;
+  perform pgpark._lock_pool(park_put_pool.name);
+  update pool p
+  set max_units = after_.max_units,
+      max_queue_depth = after_.max_queue_depth,
+      default_timeout_secs = after_.default_timeout_secs,
+      resource_kind = after_.resource_kind,
+      max_bypass = after_.max_bypass,
+      lease_secs = after_.lease_secs,
+      run_timeout_secs = after_.run_timeout_secs,
+      scheduling_slack_secs = after_.scheduling_slack_secs,
+      max_attempts = after_.max_attempts,
+      max_losses = after_.max_losses,
+      backoff_secs = after_.backoff_secs,
+      backoff_factor = after_.backoff_factor,
+      max_backoff_secs = after_.max_backoff_secs,
+      archive = after_.archive,
+      mailbox_ttl_secs = after_.mailbox_ttl_secs,
+      cost_model = after_.cost_model,
+      config = after_.config
+  where p.pool_id = before.pool_id;
+  if after_.max_units < before.max_units then
+    perform pgpark._conclude_all(
+      array(select t.task_id from task t
+            where t.pool_id = before.pool_id
+              and t.state in ('parked', 'delayed')
+              and t.units > after_.max_units
+            for update),
+      'dropped', 'too_large');
+  end if;
+  perform pgpark._wake(park_put_pool.name);
+  return 'changed';
+end
+$$;
+
+comment on function pgpark.park_put_pool is
+'Creates or changes a pool. config: an object as in the config file; only max_units (units, at least 1) is required, and
+a key that is left out has its default. Returns created, changed or unchanged. After a shrink nothing starts until the
+running tasks fit again, and waiting tasks that can never fit are dropped (reason too_large).
+Errors: 22023 (names the key), 42710 (a pgmq queue of that name exists already), 25001.';
+
+create or replace function pgpark.park_set_pool_state(name text, state text) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot pgpark.pool := pgpark._pool(park_set_pool_state.name);
+begin
+  perform pgpark._require_read_committed();
+  if park_set_pool_state.state in ('active', 'paused', 'draining', 'disabled') is not true then
+    raise exception 'unknown state %; use active, paused, draining or disabled',
+                    coalesce(quote_literal(park_set_pool_state.state), 'NULL')
+      using errcode = '22023';
+  end if;
+  if park_set_pool_state.state in ('draining', 'disabled') then
+    perform pgpark._lock_entrance(lot.pool_id, alone => true);
+  end if;
+  lot := pgpark._lock_pool(park_set_pool_state.name);
+  update pool p set state = park_set_pool_state.state where p.pool_id = lot.pool_id;
+  perform pgpark._wake(lot.name);
+end
+$$;
+
+comment on function pgpark.park_set_pool_state is
+'Sets the state of a pool: active, paused (nothing starts), draining (nothing is accepted) or disabled (neither).
+Running tasks go on in each. When it returns, no submit or claim that began before is still under way.
+Errors: 22023, 42704, 25001.';
+
+create or replace function pgpark.park_drop_pool(name text, force boolean default false) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot pgpark.pool := pgpark._pool(park_drop_pool.name);
+  live bigint[];
+begin
+  perform pgpark._require_read_committed();
+  perform pgpark._lock_entrance(0, alone => true);
+  perform pgpark._lock_entrance(lot.pool_id, alone => true);
+  lot := pgpark._lock_pool(park_drop_pool.name);
+  live := array(select t.task_id from task t where t.pool_id = lot.pool_id order by t.task_id for update);
+  if cardinality(live) > 0 and not coalesce(force, false) then
+    raise exception 'pool % still has % live tasks', quote_literal(lot.name), cardinality(live)
+      using errcode = '55006', hint = 'Drain it first, or force: then each of them is dropped.';
+  end if;
+  perform pgpark._conclude_all(live, 'dropped', 'pool_dropped');
+  delete from worker w where w.pool_id = lot.pool_id;
+  delete from tally y where y.pool_id = lot.pool_id;
+  delete from submission_key k where k.pool_id = lot.pool_id;
+  delete from pool p where p.pool_id = lot.pool_id;
+  perform pgmq.drop_queue(lot.queue_name);
+end
+$$;
+
+comment on function pgpark.park_drop_pool is
+'Drops a pool with its queue and archive; outcomes in the mailbox stay. force: its live tasks end as dropped (reason
+pool_dropped). Errors: 55006 (tasks live, not forced), 42704, 25001.';
+
+create or replace function pgpark.park_pools(pool text default null)
+returns table (name text, state text, config jsonb, settings jsonb, created_at timestamptz)
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return query
+  select p.name, p.state, p.config,
+         jsonb_build_object(
+           'max_units', p.max_units, 'max_queue_depth', p.max_queue_depth,
+           'default_timeout_secs', p.default_timeout_secs, 'resource_kind', p.resource_kind,
+           'max_bypass', p.max_bypass, 'overflow', 'reject', 'fairness', 'fifo', 'lease_secs', p.lease_secs,
+           'run_timeout_secs', p.run_timeout_secs, 'scheduling_slack_secs', p.scheduling_slack_secs,
+           'retry', jsonb_build_object(
+             'max_attempts', p.max_attempts, 'max_losses', p.max_losses, 'backoff_secs', p.backoff_secs,
+             'backoff_factor', p.backoff_factor, 'max_backoff_secs', p.max_backoff_secs),
+           'archive', p.archive, 'mailbox', jsonb_build_object('ttl_secs', p.mailbox_ttl_secs),
+           'cost_model', p.cost_model, 'queue', jsonb_build_object('type', p.queue_type, 'queue_name', p.queue_name)),
+         p.created_at
+  from pgpark._pools(park_pools.pool) p
+  order by p.name;
+end
+$$;
+
+comment on function pgpark.park_pools is
+'A row for a pool (null: for each): name, state, config as it was given, settings with every default filled in, and when
+it was made. Errors: 42704.';
+
+create or replace function pgpark._check_pool_name(name text) returns void
+language plpgsql immutable
+set search_path = pgpark, pg_temp
+as $$
+begin
+  if _check_pool_name.name ~ '^[a-z0-9_]{1,40}$' is not true then
+    raise exception 'pool name % is not possible', coalesce(quote_literal(_check_pool_name.name), 'NULL')
+      using errcode = '22023', hint = 'Use 1 to 40 lower-case letters, digits and _.';
+  end if;
+end
+$$;
+
+-- The settings that a checked config gives, defaults filled in.
+create or replace function pgpark._configured(name text, config jsonb) returns pgpark.pool
+language plpgsql immutable
+set search_path = pgpark, pg_temp
+as $$
+declare
+  lot pgpark.pool;
+begin
+  lot.name := _configured.name;
+  lot.config := config;
+  lot.max_units := (config ->> 'max_units')::numeric::int;
+  lot.max_queue_depth := (config ->> 'max_queue_depth')::numeric::int;
+  lot.default_timeout_secs := (config ->> 'default_timeout_secs')::double precision;
+  lot.resource_kind := config ->> 'resource_kind';
+  lot.max_bypass := coalesce((config ->> 'max_bypass')::numeric::int, 0);
+  lot.lease_secs := coalesce(config ->> 'lease_secs', '30')::double precision;
+  lot.run_timeout_secs := (config ->> 'run_timeout_secs')::double precision;
+  lot.scheduling_slack_secs := coalesce(config ->> 'scheduling_slack_secs', '0')::double precision;
+  lot.max_attempts := coalesce((config #>> '{retry,max_attempts}')::numeric::int, 1);
+  lot.max_losses := coalesce((config #>> '{retry,max_losses}')::numeric::int, 3);
+  lot.backoff_secs := coalesce(config #>> '{retry,backoff_secs}', '1')::double precision;
+  lot.backoff_factor := coalesce(config #>> '{retry,backoff_factor}', '2')::double precision;
+  lot.max_backoff_secs := coalesce(config #>> '{retry,max_backoff_secs}', '300')::double precision;
+  lot.archive := coalesce((config ->> 'archive')::boolean, false);
+  lot.mailbox_ttl_secs := (config #>> '{mailbox,ttl_secs}')::double precision;
+  lot.cost_model := nullif(config -> 'cost_model', 'null');
+  lot.queue_type := coalesce(config #>> '{queue,type}', 'postgres_pgmq');
+  lot.queue_name := coalesce(config #>> '{queue,queue_name}', _configured.name);
+  return lot;
+end
+$$;
+
+-- Every key that a config may have: its path, what it takes, the least value, the words it may be, and which of them
+-- this version can do. kind `object` holds other keys; kind `later` is known but comes with a later version.
+create or replace function pgpark._config_keys()
+returns table (path text, kind text, least_value numeric, choices text[], possible text[])
+language sql immutable
+as $$
+  values
+    ('max_units',              'integer', 1::numeric, null::text[], null::text[]),
+    ('max_queue_depth',        'integer', 1, null, null),
+    ('default_timeout_secs',   'number',  0.001, null, null),
+    ('resource_kind',          'word',    null, array['cpu', 'gpu_vram', 'io', 'mixed'], null),
+    ('max_bypass',             'integer', 0, null, null),
+    ('overflow',               'word',    null, array['reject', 'drop_lowest'], array['reject']),
+    ('fairness',               'word',    null, array['fifo', 'tenant'], array['fifo']),
+    ('tenants',                'later',   null, null, null),
+    ('database',               'later',   null, null, null),
+    ('lease_secs',             'number',  0.1, null, null),
+    ('run_timeout_secs',       'number',  0.001, null, null),
+    ('scheduling_slack_secs',  'number',  0, null, null),
+    ('archive',                'boolean', null, null, null),
+    ('retry',                  'object',  null, null, null),
+    ('retry.max_attempts',     'integer', 1, null, null),
+    ('retry.max_losses',       'integer', 1, null, null),
+    ('retry.backoff_secs',     'number',  0, null, null),
+    ('retry.backoff_factor',   'number',  1, null, null),
+    ('retry.max_backoff_secs', 'number',  0, null, null),
+    ('queue',                  'object',  null, null, null),
+    ('queue.type',             'word',    null, array['in_memory', 'postgres_custom', 'postgres_pgmq', 'yaque'],
+                                                array['in_memory', 'postgres_pgmq']),
+    ('queue.queue_name',       'queue',   null, null, null),
+    ('queue.table',            'later',   null, null, null),
+    ('queue.path',             'later',   null, null, null),
+    ('queue.stream',           'later',   null, null, null),
+    ('mailbox',                'object',  null, null, null),
+    ('mailbox.ttl_secs',       'number',  0.001, null, null),
+    ('mailbox.storage',        'object',  null, null, null),
+    ('mailbox.storage.type',   'word',    null, array['in_memory', 'postgres'], array['postgres']),
+    ('mailbox.storage.table',  'later',   null, null, null),
+    ('mailbox.notifier',       'later',   null, null, null),
+    ('cost_model',             'object',  null, null, null),
+    ('cost_model.model_vram_gb',     'number',  0, null, null),
+    ('cost_model.kv_per_token_mb',   'number',  0, null, null),
+    ('cost_model.max_batch_tokens',  'integer', 1, null, null),
+    ('cost_model.gpu_vram_total_gb', 'number',  0, null, null),
+    ('cost_model.gpu_overhead_gb',   'number',  0, null, null);
+$$;
+
+-- Raises 22023 naming the first key that is wrong and what would be right.
+create or replace function pgpark._check_config(name text, config jsonb) returns void
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  bad record;
+begin
+  if jsonb_typeof(config) is distinct from 'object' then
+    raise exception 'pools.%: the config must be a JSON object, not %', _check_config.name,
+                    coalesce(jsonb_typeof(config), 'NULL')
+      using errcode = '22023', hint = 'For example: {"max_units": 24}';
+  end if;
+
+  with recursive setting (path, value) as (
+    select e.key, e.value
+    from jsonb_each(config) e
+    union all
+    select s.path || '.' || e.key, e.value
+    from setting s
+    join pgpark._config_keys() k on k.path = s.path and k.kind = 'object' and jsonb_typeof(s.value) = 'object'
+    cross join lateral jsonb_each(s.value) e
+  ),
+  checked as (
+    select s.path,
+      case
+        when k.path is null then 'is no key of a pool; here belong: '
+             || (select string_agg(n.path, ', ') from pgpark._config_keys() n
+                 where coalesce(substring(n.path from '^(.*)\.'), '') = coalesce(substring(s.path from '^(.*)\.'), ''))
+        when s.value = 'null' then null  -- as if it were left out
+        when k.kind = 'later' then 'is not available in this version'
+        when k.kind = 'object' and jsonb_typeof(s.value) <> 'object' then
+          format('must be an object, not %s', s.value)
+        when k.kind = 'boolean' and jsonb_typeof(s.value) <> 'boolean' then
+          format('must be true or false, not %s', s.value)
+        when k.kind in ('integer', 'number') and (
+               jsonb_typeof(s.value) <> 'number'
+               or not (s.value::text::numeric between k.least_value and 1000000000)
+               or (k.kind = 'integer' and s.value::text::numeric % 1 <> 0)) then
+          format('must be a %s from %s to 1000000000, not %s',
+                 case k.kind when 'integer' then 'whole number' else 'number' end, k.least_value, s.value)
+        when k.kind = 'word' and (s.value #>> '{}') = any (k.choices) is not true then
+          format('must be one of %s, not %s', array_to_string(k.choices, ', '), s.value)
+        when k.kind = 'word' and (s.value #>> '{}') <> all (k.possible) then
+          format('%s is not available in this version; use %s', s.value, array_to_string(k.possible, ' or '))
+        when k.kind = 'queue' and (jsonb_typeof(s.value) <> 'string' or s.value #>> '{}' !~ '^[a-z0-9_]{1,47}$') then
+          format('must be a name that pgmq can take (1 to 47 lower-case letters, digits and _), not %s', s.value)
+      end as complaint
+    from setting s
+    left join pgpark._config_keys() k using (path)
+  )
+  select c.* into bad from checked c where c.complaint is not null order by c.path limit 1;
+  if found then
+    raise exception 'pools.%.% %', _check_config.name, bad.path, bad.complaint using errcode = '22023';
+  elsif coalesce(config -> 'max_units', 'null') = 'null' then
+    raise exception 'pools.%.max_units is missing', _check_config.name
+      using errcode = '22023', hint = 'How many units may be in use at once, for example {"max_units": 24}.';
+  elsif jsonb_typeof(config -> 'cost_model') = 'object'
+        and not (config -> 'cost_model') ?& array['model_vram_gb', 'kv_per_token_mb', 'max_batch_tokens'] then
+    raise exception 'pools.%.cost_model needs model_vram_gb, kv_per_token_mb and max_batch_tokens', _check_config.name
+      using errcode = '22023';
+  end if;
+end
+$$;
+
+create or replace function pgpark._create_queue(pool_name text, queue_type text, queue_name text) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+begin
+  if exists (select from pgmq.list_queues() q where q.queue_name = _create_queue.queue_name)
+     or to_regclass(format('pgmq.%I', 'q_' || _create_queue.queue_name)) is not null then
+    raise exception 'pools.%.queue.queue_name: there is a pgmq queue % already', pool_name,
+                    quote_literal(_create_queue.queue_name)
+      using errcode = '42710',
+            hint = 'Its messages are no tasks. Name another one: {"queue": {"type": "postgres_pgmq", "queue_name": "..."}}';
+  end if;
+  if queue_type = 'in_memory' then
+    perform pgmq.create_unlogged(_create_queue.queue_name);
+  else
+    perform pgmq.create(_create_queue.queue_name);
+  end if;
+end
+$$;

@@ -1,0 +1,38 @@
+-- Releasing: a worker gives a running task back unharmed, for instance when it shuts down.
+-- Keeps invariants 3 (its old place), 6 (wake-up) and 7 (fencing).
+
+create or replace function pgpark.park_release(task_id bigint, attempt int) returns boolean
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  held pgpark.task;
+begin
+  perform pgpark._require_read_committed();
+  select t.* into held
+  from task t
+  where t.task_id = park_release.task_id
+    and t.attempt = park_release.attempt
+    and t.state in ('running', 'cancelling')
+  for update;
+  if not found then
+    return false;
+  elsif held.state = 'cancelling' then
+    perform pgpark._conclude_all(array[held.task_id], 'dropped', held.cancel_reason);
+    return true;
+  end if;
+  update task t
+  set state = 'parked',
+      worker = null,
+      lease_until = null,
+      run_until = null
+  where t.task_id = held.task_id;
+  perform pgpark._wake(p.name) from pool p where p.pool_id = held.pool_id;
+  return true;
+end
+$$;
+
+comment on function pgpark.park_release is
+'Puts a running task back in its old place; counts neither as a failure nor as a lost worker. Returns false when this
+attempt no longer holds the task; then nothing was changed. Errors: 25001.';

@@ -1,0 +1,341 @@
+-- Submitting: a task is checked, then parked, delayed or refused; never half of it.
+-- Called by anybody who has work. Takes part in the caller's own transaction.
+-- Keeps invariants 4 (a task that is late already is refused) and 5 (depth).
+--
+-- A refusal is a row with accepted = false. An argument that can never be right is an error (22023, 42704).
+
+create or replace function pgpark.park_submit(
+  pool text,
+  payload jsonb,
+  priority text default 'normal',
+  units int default 1,
+  deadline timestamptz default null,
+  tenant text default null,
+  user_id text default null,
+  session_id text default null,
+  run_at timestamptz default null,
+  idempotency_key text default null)
+returns table (task_id bigint, accepted boolean, status text, reason text)
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot pgpark.pool := pgpark._enter_pool(park_submit.pool);
+  draft pgpark.draft;
+begin
+  draft.ord := 1;
+  draft.task_id := nextval('pgpark.task_task_id_seq');
+  draft.payload := park_submit.payload;
+  draft.priority := coalesce(park_submit.priority, 'normal');
+  draft.units := coalesce(park_submit.units, 1);
+  draft.deadline := park_submit.deadline;
+  draft.tenant := park_submit.tenant;
+  draft.user_id := park_submit.user_id;
+  draft.session_id := park_submit.session_id;
+  draft.run_at := park_submit.run_at;
+  draft.idempotency_key := park_submit.idempotency_key;
+  perform pgpark._check_draft(draft, null);
+  return query select * from pgpark._park(lot, array[draft]);
+end
+$$;
+
+comment on function pgpark.park_submit is
+'Submits one task. units: slices of the pool that it holds while it runs. priority: low, normal, high or critical.
+deadline: by when it must have started (default: the pool''s default_timeout_secs from now, or from run_at).
+run_at: not before this time. tenant, user_id, session_id: the address of its outcome in the mailbox.
+idempotency_key: a second submit with the same key gets the first task, as long as its outcome is kept.
+Returns one row: task_id (null if refused), accepted, status (parked, delayed, rejected; the present status of the
+first task for a duplicate) and reason (queue_full, deadline_expired, too_large, pool_closed, duplicate).
+Errors: 22023 bad value, 42704 unknown pool, 25001 wrong isolation level.';
+
+create or replace function pgpark.park_submit_many(pool text, tasks jsonb)
+returns table (task_id bigint, accepted boolean, status text, reason text)
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lot pgpark.pool := pgpark._enter_pool(park_submit_many.pool);
+  drafts pgpark.draft[];
+begin
+  perform pgpark._check_elements(tasks);
+  drafts := array(
+    select row(e.ord, nextval('pgpark.task_task_id_seq'), e.element -> 'payload',
+               coalesce(e.element ->> 'priority', 'normal'), coalesce((e.element ->> 'units')::numeric::int, 1),
+               (e.element ->> 'deadline')::timestamptz, e.element ->> 'tenant', e.element ->> 'user_id',
+               e.element ->> 'session_id', (e.element ->> 'run_at')::timestamptz,
+               e.element ->> 'idempotency_key')::pgpark.draft
+    from jsonb_array_elements(tasks) with ordinality as e (element, ord)
+    order by e.ord);
+  perform pgpark._check_draft(d, d.ord) from unnest(drafts) d;
+  return query select * from pgpark._park(lot, drafts);
+end
+$$;
+
+comment on function pgpark.park_submit_many is
+'Submits an array of tasks at once. Each element is an object with the arguments of park_submit as its keys (payload
+is required). Returns one row per element, in order, with the columns of park_submit. A refusal concerns its element
+alone; an error (22023, its DETAIL names the element, counted from 1) leaves all of them unsubmitted.';
+
+-- The pool, with its entrance held open until the transaction ends.
+create or replace function pgpark._enter_pool(name text) returns pgpark.pool
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+declare
+  lot pgpark.pool := pgpark._pool(_enter_pool.name);
+begin
+  perform pgpark._require_read_committed();
+  perform pgpark._lock_entrance(lot.pool_id, alone => false);
+  return pgpark._pool(_enter_pool.name);  -- as it is now that nobody can close it
+end
+$$;
+
+-- Raises 22023 for what no pool could ever accept. position: the element of park_submit_many, null for park_submit.
+create or replace function pgpark._check_draft(draft pgpark.draft, "position" int) returns void
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+declare
+  complaint text;
+begin
+  complaint := case
+    when draft.payload is null then 'payload is missing; send any JSON value, ''null'' and ''{}'' included'
+    when pgpark._priority_level(draft.priority) is null then
+      format('unknown priority %L; use %s', draft.priority, array_to_string(pgpark._priority_names(), ', '))
+    when draft.units < 1 then format('units must be at least 1, not %s', draft.units)
+    when not isfinite(draft.run_at) or draft.run_at >= timestamptz '9999-01-01' then
+      format('run_at must be a time before the year 9999, not %s', draft.run_at)
+    when greatest(octet_length(draft.tenant), octet_length(draft.user_id), octet_length(draft.session_id),
+                  octet_length(draft.idempotency_key)) > 255 then
+      'tenant, user_id, session_id and idempotency_key take at most 255 bytes each'
+  end;
+  if complaint is not null then
+    perform pgpark._refuse_element(complaint, "position");
+  end if;
+end
+$$;
+
+-- Raises 22023 for an element of park_submit_many that is not of the right form; its values are checked later.
+create or replace function pgpark._check_elements(tasks jsonb) returns void
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+declare
+  bad record;
+  keys constant text[] := array['payload', 'priority', 'units', 'deadline', 'tenant', 'user_id', 'session_id',
+                                'run_at', 'idempotency_key'];
+begin
+  if jsonb_typeof(tasks) is distinct from 'array' then
+    raise exception 'tasks must be a JSON array, not %', coalesce(jsonb_typeof(tasks), 'NULL')
+      using errcode = '22023', hint = 'For example: [{"payload": {"prompt": "hello"}, "units": 8}]';
+  end if;
+  select e.ord, c.complaint into bad
+  from jsonb_array_elements(tasks) with ordinality as e (element, ord)
+  cross join lateral (
+    select case
+      when jsonb_typeof(e.element) <> 'object' then
+        format('a task must be a JSON object, not %s', jsonb_typeof(e.element))
+      when e.element - keys <> '{}' then
+        format('unknown key %L; a task has %s',
+               (select min(k) from jsonb_object_keys(e.element - keys) k), array_to_string(keys, ', '))
+      when jsonb_typeof(e.element -> 'units') not in ('number', 'null')
+           or (e.element ->> 'units')::text !~ '^[0-9]{1,9}(\.0*)?$' then
+        format('units must be a whole number of at least 1, not %s', e.element -> 'units')
+      when jsonb_typeof(e.element -> 'priority') not in ('string', 'null') then
+        format('unknown priority %s; use %s', e.element -> 'priority',
+               array_to_string(pgpark._priority_names(), ', '))
+      when not pgpark._is_time(e.element -> 'deadline') then
+        format('deadline must be a time such as "2030-01-31T12:00:00Z", not %s', e.element -> 'deadline')
+      when not pgpark._is_time(e.element -> 'run_at') then
+        format('run_at must be a time such as "2030-01-31T12:00:00Z", not %s', e.element -> 'run_at')
+      else (
+        select format('%s must be a string, not %s', t.key, e.element -> t.key)
+        from unnest(array['tenant', 'user_id', 'session_id', 'idempotency_key']) as t (key)
+        where jsonb_typeof(e.element -> t.key) not in ('string', 'null')
+        limit 1)
+    end as complaint
+  ) c
+  where c.complaint is not null
+  order by e.ord
+  limit 1;
+  if found then
+    perform pgpark._refuse_element(bad.complaint, bad.ord::int);
+  end if;
+end
+$$;
+
+create or replace function pgpark._refuse_element(complaint text, "position" int) returns void
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+begin
+  if "position" is null then
+    raise exception '%', complaint using errcode = '22023';
+  else
+    raise exception 'element %: %', "position", complaint
+      using errcode = '22023', detail = format('element %s', "position");
+  end if;
+end
+$$;
+
+-- Whether a JSON value is absent, null or text that Postgres reads as a time.
+create or replace function pgpark._is_time(value jsonb) returns boolean
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+begin
+  if value is null or jsonb_typeof(value) = 'null' then
+    return true;
+  elsif jsonb_typeof(value) <> 'string' then
+    return false;
+  end if;
+  perform (value #>> '{}')::timestamptz;
+  return true;
+exception
+  when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
+    return false;
+end
+$$;
+
+-- Decides on drafts and stores what is accepted; one row per draft, in order.
+create or replace function pgpark._park(lot pgpark.pool, drafts pgpark.draft[])
+returns table (task_id bigint, accepted boolean, status text, reason text)
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  now_ timestamptz := pgpark._now();
+  -- By the position of the draft: the deadline that holds, the refusal (null: taken), and the task that the
+  -- idempotency key belongs to (its own where there is none).
+  due timestamptz[];
+  refusals text[];
+  owners bigint[];
+  room bigint;
+  msg_ids bigint[];
+begin
+  -- A deadline beyond what most calendars can hold is none.
+  due := array(
+    select case when d.due < timestamptz '9999-01-01' then d.due end
+    from (
+      select coalesce(d.deadline, greatest(now_, d.run_at) + pgpark._secs(lot.default_timeout_secs)) as due, d.ord
+      from unnest(drafts) d
+    ) d
+    order by d.ord);
+  refusals := array(
+    select case
+             when lot.state in ('draining', 'disabled') then 'pool_closed'
+             when d.units > lot.max_units then 'too_large'
+             when due[d.ord] <= greatest(now_, d.run_at) + pgpark._secs(lot.scheduling_slack_secs)
+               then 'deadline_expired'
+           end
+    from unnest(drafts) d
+    order by d.ord);
+
+  -- Keys. The first to insert one owns it; a second one waits here for the first to commit. A known key wins over a
+  -- refusal: a client that repeats its call late must learn of its first task.
+  if exists (select from unnest(drafts) d where d.idempotency_key is not null) then
+    insert into submission_key (pool_id, idempotency_key, task_id)
+    select lot.pool_id, d.idempotency_key, d.task_id
+    from unnest(drafts) d
+    where d.idempotency_key is not null
+      and refusals[d.ord] is null
+    order by d.idempotency_key, d.ord  -- one order for everybody, so that two batches cannot deadlock
+    on conflict do nothing;
+
+    owners := array(
+      select coalesce(k.task_id, d.task_id)
+      from unnest(drafts) d
+      left join submission_key k on k.pool_id = lot.pool_id and k.idempotency_key = d.idempotency_key
+      order by d.ord);
+    refusals := array(
+      select case when owners[d.ord] <> d.task_id then 'duplicate' else refusals[d.ord] end
+      from unnest(drafts) d
+      order by d.ord);
+  end if;
+
+  -- Depth. Submits into a pool that has a limit happen one after another, which makes the count exact.
+  if lot.max_queue_depth is not null and array_position(refusals, null) is not null then
+    perform pgpark._lock_depth(lot.pool_id);
+    select lot.max_queue_depth - count(*) into room
+    from (
+      select from task t
+      where t.pool_id = lot.pool_id
+        and t.state in ('parked', 'delayed')
+      limit lot.max_queue_depth
+    ) waiting;
+    refusals := array(
+      select case when r.refusal is null and r.nth > room then 'queue_full' else r.refusal end
+      from (
+        select r.refusal, r.ord, count(*) filter (where r.refusal is null) over (order by r.ord) as nth
+        from unnest(refusals) with ordinality as r (refusal, ord)
+      ) r
+      order by r.ord);
+    if owners is not null and array_position(refusals, 'queue_full') is not null then
+      -- The key of a task that found no room is free again, and its duplicates in this batch find none either.
+      refusals := array(
+        select case when r.refusal = 'duplicate' and owners[r.ord] = any (full_.task_ids) then 'queue_full'
+                    else r.refusal end
+        from unnest(refusals) with ordinality as r (refusal, ord)
+        cross join (
+          select array_agg(owners[r.ord]) as task_ids
+          from unnest(refusals) with ordinality as r (refusal, ord)
+          where r.refusal = 'queue_full'
+        ) full_
+        order by r.ord);
+      delete from submission_key k
+      using unnest(refusals) with ordinality as r (refusal, ord)
+      where r.refusal = 'queue_full'
+        and k.pool_id = lot.pool_id
+        and k.idempotency_key = drafts[r.ord].idempotency_key
+        and k.task_id = owners[r.ord];
+    end if;
+  end if;
+
+  if array_position(refusals, null) is not null then
+    -- vt = infinity: no other consumer of the queue can read a task past the capacity check.
+    msg_ids := array(
+      select pgmq.send_batch(
+        lot.queue_name,
+        array(
+          select jsonb_build_object(
+                   'metadata', jsonb_strip_nulls(jsonb_build_object(
+                     'task_id', d.task_id, 'pool', lot.name, 'priority', d.priority, 'units', d.units,
+                     'tenant', d.tenant, 'user_id', d.user_id, 'session_id', d.session_id, 'deadline', due[d.ord],
+                     'run_at', d.run_at, 'created_at', now_)),
+                   'payload', d.payload)
+          from unnest(drafts) d
+          where refusals[d.ord] is null
+          order by d.ord),
+        null,
+        timestamptz 'infinity'));
+
+    insert into task (task_id, pool_id, msg_id, state, priority, units, tenant, user_id, session_id, deadline, run_at,
+                      created_at, idempotency_key)
+    select d.task_id, lot.pool_id, msg_ids[d.nth], case when d.run_at > now_ then 'delayed' else 'parked' end,
+           pgpark._priority_level(d.priority), d.units, d.tenant, d.user_id, d.session_id, due[d.ord],
+           case when d.run_at > now_ then d.run_at end, now_, d.idempotency_key
+    from (
+      select d.*, row_number() over (order by d.ord) as nth
+      from unnest(drafts) d
+      where refusals[d.ord] is null
+    ) d;
+    perform pgpark._wake(lot.name);
+  end if;
+
+  return query
+  select case when r.refusal is null then drafts[r.ord].task_id
+              when r.refusal = 'duplicate' then owners[r.ord] end,
+         coalesce(r.refusal = 'duplicate', true),
+         case when r.refusal is null then case when drafts[r.ord].run_at > now_ then 'delayed' else 'parked' end
+              when r.refusal = 'duplicate' then coalesce(
+                (select t.state from task t where t.task_id = owners[r.ord]),
+                (select m.status from mailbox m where m.task_id = owners[r.ord]))
+              else 'rejected' end,
+         r.refusal
+  from unnest(refusals) with ordinality as r (refusal, ord)
+  order by r.ord;
+end
+$$;
