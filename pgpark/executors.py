@@ -167,7 +167,7 @@ def _takes_context(handler: Callable[..., Any]) -> bool:
         return False
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = [p for p in places if p.default is p.empty]
-    if not places and not any(p.kind is p.VAR_POSITIONAL for p in parameters) or len(needed) > 2:
+    if (not places and not any(p.kind is p.VAR_POSITIONAL for p in parameters)) or len(needed) > 2:
         raise BadInputError(f"the handler {handler!r} must take (payload) or (payload, context)")
     return len(needed) == 2
 

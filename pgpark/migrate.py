@@ -91,7 +91,7 @@ def plan(connection: psycopg.Connection[DictRow]) -> Plan:
 def script() -> str:
     """One script that `psql -1 -f` applies to an empty database with the same result as `migrate`."""
     parts = [
-        f"-- pgpark, for PostgreSQL 14 or newer. Apply to a database without pgpark: psql -1 -v ON_ERROR_STOP=1 -f FILE\n"
+        "-- pgpark, for PostgreSQL 14 or newer. For a database without it: psql -1 -v ON_ERROR_STOP=1 -f FILE\n"
         f"-- Carries pgmq {get_embedded_sql_version()} for servers that do not offer the extension.\n"
         "set client_min_messages = warning;\n",
         pgmq_script(),

@@ -48,9 +48,9 @@ def default_name() -> str:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """units: this worker's own capacity (None: only the pool's counts). concurrency: most tasks at once. listen: wait for
-    notifications; else look every `poll_secs`. poll_secs: how often to look all the same. grace_secs: how long running
-    tasks may go on after SIGTERM."""
+    """units: this worker's own capacity (None: only the pool's counts). concurrency: most tasks at once. listen: wait
+    for notifications; else look every `poll_secs`. poll_secs: how often to look all the same. grace_secs: how long
+    running tasks may go on after SIGTERM."""
 
     dsn: str
     pool: str

@@ -9,14 +9,15 @@ import click
 from pgpark.cli.common import Settings, database_options, messages, print_json
 from pgpark.database import connect
 from pgpark.embedded import EmbeddedServer
-from pgpark.migrate import Plan
+from pgpark.migrate import Plan, script
 from pgpark.migrate import migrate as apply
 from pgpark.migrate import plan as make_plan
-from pgpark.migrate import script
 
 
 @click.command()
-@click.option("--plan", "only_plan", envvar="PGPARK_MIGRATE_PLAN", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--plan", "only_plan", envvar="PGPARK_MIGRATE_PLAN", is_flag=True, help="Say what would be done, and do nothing."
+)
 @click.option("--check", is_flag=True, help="Exit 1 when the database is behind, and do nothing.")
 @click.option("--dump-sql", is_flag=True, help="Print one script that `psql -1 -f` applies with the same result.")
 @database_options

@@ -25,6 +25,7 @@ from rich.text import Text
 
 from pgpark import calls
 from pgpark.cli.common import Settings, database_options, messages, print_json, results_console
+from pgpark.database import connect
 from pgpark.errors import DatabaseError, UnknownPoolError
 from pgpark.migrate import migrate
 
@@ -61,13 +62,16 @@ class _Show:
 def demo(settings: Settings) -> int:
     """Watch 72 tasks of 1 to 16 units share a pool of 24, with one of two workers killed half-way."""
     messages.print("starting a database ..." if not settings.dsn else "using your database ...")
-    with settings.database() as dsn, tempfile.TemporaryDirectory() as logs:
-        with contextlib.closing(psycopg.connect(dsn, autocommit=True, row_factory=psycopg.rows.dict_row)) as connection:
-            migrate(connection)
-            _prepare(connection)
-            with _workers(dsn, Path(logs)) as workers:
-                show = _watch(connection, workers, Path(logs))
-            return _report(settings, connection, show)
+    with (
+        settings.database() as dsn,
+        tempfile.TemporaryDirectory() as logs,
+        contextlib.closing(connect(dsn)) as connection,
+    ):
+        migrate(connection)
+        _prepare(connection)
+        with _workers(dsn, Path(logs)) as workers:
+            show = _watch(connection, workers, Path(logs))
+        return _report(settings, connection, show)
 
 
 def _prepare(connection: psycopg.Connection[DictRow]) -> None:
@@ -89,7 +93,9 @@ def _prepare(connection: psycopg.Connection[DictRow]) -> None:
             "user_id": f"user{number % 4}",
         }
         if number % 7 == 0:  # in a hurry, and not important enough to get in before
-            row = connection.execute("select pgpark._now() + %s * interval '1 second' as at", [2 + number / 20]).fetchone()
+            row = connection.execute(
+                "select pgpark._now() + %s * interval '1 second' as at", [2 + number / 20]
+            ).fetchone()
             assert row is not None
             task |= {"priority": "low", "deadline": row["at"].isoformat()}
         tasks.append(task)
@@ -116,9 +122,7 @@ def _workers(dsn: str, logs: Path) -> Iterator[dict[str, subprocess.Popen[bytes]
             process.kill()
 
 
-def _watch(
-    connection: psycopg.Connection[DictRow], workers: dict[str, subprocess.Popen[bytes]], logs: Path
-) -> _Show:
+def _watch(connection: psycopg.Connection[DictRow], workers: dict[str, subprocess.Popen[bytes]], logs: Path) -> _Show:
     """Draws the lot until it is empty, and kills a worker when half of the tasks have ended."""
     show = _Show()
     last_line = 0.0
@@ -175,7 +179,9 @@ def _picture(connection: psycopg.Connection[DictRow], stats: Any, running: list[
     bar.append("░" * (MAX_UNITS - sum(row["units"] for row in running)), style="dim")
     lanes = Table.grid(padding=(0, 1))
     for priority in PRIORITIES:
-        lanes.add_row(f" {priority:8}", Text("▪" * parked.get(priority, 0), style="yellow"), str(parked.get(priority, 0)))
+        lanes.add_row(
+            f" {priority:8}", Text("▪" * parked.get(priority, 0), style="yellow"), str(parked.get(priority, 0))
+        )
     held = {name: [row["units"] for row in running if row["worker"] == name] for name in ("worker-a", "worker-b")}
     rows = [f" {name}: {sum(units):2} of {WORKER_UNITS} units in {len(units)} tasks" for name, units in held.items()]
     return Group(
@@ -198,7 +204,8 @@ def _report(settings: Settings, connection: psycopg.Connection[DictRow], show: _
         " round(percentile_cont(0.5) within group (order by extract(epoch from started_at - submitted_at))::numeric, 2)"
         "   as median_secs,"
         " round(max(extract(epoch from started_at - submitted_at))::numeric, 2) as longest_secs"
-        " from pgpark.mailbox m where pool = %s and started_at is not null group by m.priority order by m.priority desc",
+        " from pgpark.mailbox m where pool = %s and started_at is not null"
+        " group by m.priority order by m.priority desc",
         [POOL],
     ).fetchall()
     restarted = connection.execute(
@@ -239,8 +246,11 @@ def _report(settings: Settings, connection: psycopg.Connection[DictRow], show: _
         out.print(drawn)
         out.print("\nfrom the mailbox")
         for tenant, rows in messages_of.items():
-            for row in [rows[0], *(r for r in rows if r.status == "expired")][:2]:
-                out.print(f"  {tenant:8} task {row.task_id}: {row.status} {row.payload or row.reason}")
+            for message in [rows[0], *(m for m in rows if m.status == "expired")][:2]:
+                told = message.payload or message.reason
+                out.print(f"  {tenant:8} task {message.task_id}: {message.status} {told}")
             out.print(f"  {tenant:8} ... {len(rows)} messages in all")
-        messages.print(f"\nlook around: pgpark mailbox fetch acme    pgpark stats    pgpark pool drop {POOL}", soft_wrap=True)
+        messages.print(
+            f"\nlook around: pgpark stats, pgpark mailbox fetch acme, pgpark pool drop {POOL}", soft_wrap=True
+        )
     return 0 if ended == _TASKS and show.most_units <= MAX_UNITS else 1

@@ -19,7 +19,13 @@ def mailbox() -> None:
 @click.option("--session", help="Only this session's.")
 @click.option("--since", help="Only those that landed at this time or later, for instance 2030-01-31T12:00Z.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="At most this many.")
-@click.option("--ack", "take", envvar="PGPARK_MAILBOX_FETCH_ACK", is_flag=True, help="Take them out of the mailbox once they are printed.")
+@click.option(
+    "--ack",
+    "take",
+    envvar="PGPARK_MAILBOX_FETCH_ACK",
+    is_flag=True,
+    help="Take them out of the mailbox once they are printed.",
+)
 @database_options
 def fetch(
     settings: Settings, tenant: str, user: str | None, session: str | None, since: str | None, limit: int, take: bool
@@ -27,7 +33,17 @@ def fetch(
     """Print the messages of a tenant, oldest first."""
     with settings.connection() as connection:
         rows = calls.run_on(connection, calls.fetch(tenant, user, session, since, limit))
-        columns = ("message_id", "task_id", "pool", "user_id", "session_id", "status", "reason", "payload", "created_at")
+        columns = (
+            "message_id",
+            "task_id",
+            "pool",
+            "user_id",
+            "session_id",
+            "status",
+            "reason",
+            "payload",
+            "created_at",
+        )
         print_rows(settings, rows, columns, f"no messages for {tenant}")
         if take:
             calls.run_on(connection, calls.ack([row.message_id for row in rows]))

@@ -11,7 +11,7 @@ from pgpark import calls
 from pgpark.cli.common import Settings, database_options, print_rows, results_console, table
 from pgpark.models import PoolStats
 
-_COLUMNS = [name for name in PoolStats.model_fields]
+_COLUMNS = list(PoolStats.model_fields)
 
 
 @click.command()
@@ -24,15 +24,16 @@ def stats(settings: Settings, pool: str | None, watch: bool, interval: float) ->
     empty = "there are no pools yet; make one: pgpark pool put NAME --max-units N"
     with settings.connection() as connection:
         if not watch:
-            print_rows(settings, calls.run_on(connection, calls.stats(pool)), _COLUMNS, empty)
+            rows = calls.run_on(connection, calls.stats(pool))
+            print_rows(settings, rows, _COLUMNS, empty)
             return
         with Live(console=results_console(), auto_refresh=False) as live:
             while True:
-                rows = calls.run_on(connection, calls.stats(pool))
+                now = calls.run_on(connection, calls.stats(pool))
                 if settings.json:
-                    print_rows(settings, rows, _COLUMNS, empty)
+                    print_rows(settings, now, _COLUMNS, empty)
                 else:
-                    live.update(table(rows, _COLUMNS), refresh=True)
+                    live.update(table(now, _COLUMNS), refresh=True)
                 time.sleep(interval)
 
 

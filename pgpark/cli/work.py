@@ -18,7 +18,13 @@ _POLL_SECS_AS_BACKSTOP = 30.0
 @click.command()
 @click.argument("pool")
 @click.option("--handler", metavar="MODULE:FUNCTION", help="Python function that gets the payload; async or plain.")
-@click.option("--exec", "command", envvar="PGPARK_WORKER_EXEC", metavar="COMMAND", help="Program that gets the payload as JSON on standard input.")
+@click.option(
+    "--exec",
+    "command",
+    envvar="PGPARK_WORKER_EXEC",
+    metavar="COMMAND",
+    help="Program that gets the payload as JSON on standard input.",
+)
 @click.option("--units", type=click.IntRange(min=1), help="This worker's own capacity (default: only the pool's).")
 @click.option("--concurrency", default=8, show_default=True, type=click.IntRange(min=1), help="Most tasks at once.")
 @click.option("--name", help="Name of this worker; must be its own (default: host, process id, random letters).")

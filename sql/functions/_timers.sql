@@ -140,7 +140,7 @@ begin
     set state = 'delayed',
         failures = t.failures + 1,
         run_at = now_ + pgpark._secs(
-          least(p.max_backoff_secs, p.backoff_secs * power(p.backoff_factor, least(t.failures, 50)))
+          least(p.max_backoff_secs, p.backoff_secs * power(p.backoff_factor, least(t.failures, 30)))
           * (1 - random() / 4)),
         worker = null,
         lease_until = null,

@@ -43,6 +43,7 @@ begin
   loop
     free := pgpark._free_units(lot, park_claim.worker, park_claim.max_units);
     exit when free < 1 or slots < 1;
+    now_ := pgpark._now();  -- after the units were summed: what was freed for these tasks ended before they start
     started := pgpark._start(lot, pgpark._pick(lot, now_, free, slots), park_claim.worker, now_);
     exit when cardinality(started) = 0;
 

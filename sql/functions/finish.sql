@@ -37,7 +37,7 @@ declare
   statuses text[];
   results jsonb[];
   reasons text[];
-  done bigint[];
+  accepted_places int[];
 begin
   perform pgpark._check_outcomes(outcomes);
   select array_agg((e.element ->> 'task_id')::bigint order by e.ord),
@@ -47,9 +47,9 @@ begin
          array_agg(e.element ->> 'reason' order by e.ord)
   into ids, attempts, statuses, results, reasons
   from jsonb_array_elements(outcomes) with ordinality as e (element, ord);
-  done := pgpark._finish(ids, attempts, statuses, results, reasons);
+  accepted_places := pgpark._finish(ids, attempts, statuses, results, reasons);
   return query
-  select i.id, i.id = any (done) and i.ord = array_position(ids, i.id)
+  select i.id, i.ord = any (accepted_places)
   from unnest(ids) with ordinality as i (id, ord)
   order by i.ord;
 end
@@ -98,38 +98,38 @@ begin
 end
 $$;
 
--- The arrays run in parallel. Returns the ids that were accepted; of two elements for one task the first counts.
+-- The arrays run in parallel. Returns the places, counted from 1, of the elements that were accepted: those that name
+-- the current attempt of a running task, and of several that do the first.
 create or replace function pgpark._finish(ids bigint[], attempts int[], statuses text[], results jsonb[], reasons text[])
-returns bigint[]
+returns int[]
 language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
   now_ timestamptz := pgpark._now();
-  held bigint[];     -- ours, locked, in order of id so that two batches cannot deadlock
-  failing bigint[];  -- those of them that may have another attempt
+  accepted int[];
+  failing bigint[];  -- may have another attempt
   retried bigint[] := array[]::bigint[];
 begin
   perform pgpark._require_read_committed();
   with given as (
-    select g.task_id, g.attempt
+    select g.task_id, g.attempt, min(g.ord)::int as ord
     from unnest(ids, attempts) with ordinality as g (task_id, attempt, ord)
-    where g.ord = array_position(ids, g.task_id)
+    group by g.task_id, g.attempt
   ),
-  locked as (
-    select t.task_id, t.state
+  held as (
+    select t.task_id, t.state, g.ord
     from task t
     join given g on g.task_id = t.task_id and g.attempt = t.attempt
     where t.state in ('running', 'cancelling')
-    order by t.task_id
+    order by t.task_id  -- one order for everybody, so that two batches cannot deadlock
     for update of t
   )
-  select array_agg(l.task_id),
-         array_agg(l.task_id) filter (where l.state = 'running'
-                                        and statuses[array_position(ids, l.task_id)] = 'failed')
-  into held, failing
-  from locked l;
+  select array_agg(h.ord),
+         array_agg(h.task_id) filter (where h.state = 'running' and statuses[h.ord] = 'failed')
+  into accepted, failing
+  from held h;
 
   if failing is not null then
     retried := pgpark._retry(failing, now_);
@@ -145,14 +145,13 @@ begin
                    else o.reason end),
     array_agg(o.result))
   from (
-    select t.task_id, t.cancel_reason, t.run_until <= now_ as overran, g.status, g.reason, g.result,
-           t.state = 'cancelling' and g.status <> 'completed' as cancelled
-    from unnest(ids, statuses, results, reasons) with ordinality as g (task_id, status, result, reason, ord)
-    join task t using (task_id)
-    where g.task_id = any (held)
-      and g.ord = array_position(ids, g.task_id)
-      and g.task_id <> all (retried)
+    select t.task_id, t.cancel_reason, t.run_until <= now_ as overran,
+           statuses[a.ord] as status, reasons[a.ord] as reason, results[a.ord] as result,
+           t.state = 'cancelling' and statuses[a.ord] <> 'completed' as cancelled
+    from unnest(accepted) as a (ord)
+    join task t on t.task_id = ids[a.ord]
+    where t.task_id <> all (retried)
   ) o;
-  return coalesce(held, '{}');
+  return coalesce(accepted, array[]::int[]);
 end
 $$;

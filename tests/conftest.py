@@ -1,0 +1,287 @@
+"""The server that the tests run against, and a database of its own for each test.
+
+Chosen in this order: PGPARK_TEST_DSN; a container if a Docker engine answers; the embedded server. A template database
+is migrated once and cloned for every test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
+
+from pgpark.embedded import EmbeddedServer
+from pgpark.migrate import migrate
+
+CONTAINER_IMAGE = "ghcr.io/pgmq/pg18-pgmq:v1.13.0"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Postgres for tests: `admin` is a DSN of it, `what` its description."""
+
+    admin: str
+    what: str
+    close: Callable[[], None]
+
+    def dsn(self, database: str) -> str:
+        return psycopg.conninfo.make_conninfo(self.admin, dbname=database)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+    config.stash[_SERVER] = _choose_server()
+    print(f"pgpark tests run against {config.stash[_SERVER].what}", flush=True)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_SERVER].close()
+
+
+_SERVER: pytest.StashKey[Server] = pytest.StashKey()
+
+
+def _choose_server() -> Server:
+    if dsn := os.environ.get("PGPARK_TEST_DSN"):
+        with psycopg.connect(dsn) as connection:
+            version = connection.info.parameter_status("server_version")
+        return Server(dsn, f"PostgreSQL {version} given by PGPARK_TEST_DSN", lambda: None)
+    return _container() or _embedded()
+
+
+def _container() -> Server | None:
+    """A container with pgmq, if a Docker engine answers."""
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
+        return None
+    from testcontainers.postgres import PostgresContainer
+
+    container = PostgresContainer(CONTAINER_IMAGE, driver=None).with_command("-c fsync=off -c max_connections=200")
+    container.start()
+    return Server(container.get_connection_url(), f"a container of {CONTAINER_IMAGE}", container.stop)
+
+
+def _embedded() -> Server:
+    home = Path(tempfile.mkdtemp(prefix="pgpark-tests-"))
+    server = EmbeddedServer(home)
+    using = server.use()
+    dsn = using.__enter__()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("alter system set fsync = off")
+        connection.execute("select pg_reload_conf()")
+        version = connection.info.parameter_status("server_version")
+
+    def close() -> None:
+        using.__exit__(None, None, None)
+        shutil.rmtree(home, ignore_errors=True)
+
+    return Server(dsn, f"the embedded PostgreSQL {version}", close)
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> Server:
+    return pytestconfig.stash[_SERVER]
+
+
+@pytest.fixture(scope="session")
+def empty_databases(server: Server) -> Iterator[Callable[[], str]]:
+    """Makes databases without pgpark; each call returns the DSN of another one."""
+    made: list[str] = []
+
+    def make(template: str = "template0") -> str:
+        name = f"pgpark_test_{uuid.uuid4().hex[:12]}"
+        _administer(server, sql.SQL("create database {} template {}"), name, template)
+        made.append(name)
+        return server.dsn(name)
+
+    yield make
+    for name in made:
+        _administer(server, sql.SQL("drop database if exists {} with (force)"), name)
+
+
+@pytest.fixture(scope="session")
+def template(server: Server, empty_databases: Callable[[], str]) -> str:
+    """The name of a migrated database without connections, whose clock tests can replace."""
+    dsn = empty_databases()
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
+        migrate(connection)
+    return str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
+
+
+@pytest.fixture
+def dsn(server: Server, template: str) -> Iterator[str]:
+    """The DSN of a fresh migrated database, dropped after the test."""
+    name = f"pgpark_test_{uuid.uuid4().hex[:12]}"
+    _administer(server, sql.SQL("create database {} template {}"), name, template)
+    yield server.dsn(name)
+    _administer(server, sql.SQL("drop database if exists {} with (force)"), name)
+
+
+def _administer(server: Server, statement: sql.SQL, *names: str) -> None:
+    with psycopg.connect(server.admin, autocommit=True) as connection:
+        connection.execute(statement.format(*map(sql.Identifier, names)))
+
+
+class Database:
+    """A connection for tests: calls by name, a clock that can be set, and the accounts of the ledger."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.connection: psycopg.Connection[DictRow] = psycopg.connect(dsn, autocommit=True, row_factory=dict_row)
+
+    def rows(self, statement: str, *parameters: Any) -> list[DictRow]:
+        return self.connection.execute(statement, parameters or None).fetchall()
+
+    def value(self, statement: str, *parameters: Any) -> Any:
+        (row,) = self.rows(statement, *parameters)
+        (value,) = row.values()
+        return value
+
+    def pool(self, name: str = "gpu", /, **config: Any) -> str:
+        return str(self.value("select pgpark.park_put_pool(%s, %s)", name, Jsonb({"max_units": 24} | config)))
+
+    def submit(self, pool: str = "gpu", /, payload: Any = None, **arguments: Any) -> DictRow:
+        named = {"payload": Jsonb(payload if payload is not None else {}), **arguments}
+        listed = ", ".join(f"{name} => %({name})s" for name in named)
+        statement = f"select * from pgpark.park_submit(pool => %(pool)s, {listed})"
+        (row,) = self.connection.execute(statement, named | {"pool": pool}).fetchall()
+        return row
+
+    def parked(self, pool: str = "gpu", /, **arguments: Any) -> int:
+        """Submits a task that must be accepted; returns its id."""
+        row = self.submit(pool, **arguments)
+        assert row["accepted"], row
+        return int(row["task_id"])
+
+    def claim(self, pool: str = "gpu", /, worker: str = "w", max_tasks: int = 100, max_units: int | None = None) -> Any:
+        return self.rows("select * from pgpark.park_claim(%s, %s, %s, %s)", pool, worker, max_tasks, max_units)
+
+    def claimed(self, pool: str = "gpu", /, **arguments: Any) -> list[int]:
+        return [row["task_id"] for row in self.claim(pool, **arguments)]
+
+    def finish(self, task_id: int, attempt: int = 1, status: str = "completed", result: Any = None) -> bool:
+        return bool(
+            self.value("select pgpark.park_finish(%s, %s, %s, %s)", task_id, attempt, status, Jsonb(result))
+        )
+
+    def status(self, task_id: int) -> DictRow:
+        (row,) = self.rows("select * from pgpark.park_status(%s)", task_id)
+        return row
+
+    def outcome(self, task_id: int) -> tuple[str, str | None]:
+        (row,) = self.rows("select status, reason from pgpark.park_result(%s)", task_id)
+        return row["status"], row["reason"]
+
+    def maintain(self, pool: str | None = None) -> DictRow:
+        (row,) = self.rows("select * from pgpark.park_maintain(%s)", pool)
+        return row
+
+    def stats(self, pool: str = "gpu") -> DictRow:
+        (row,) = self.rows("select * from pgpark.park_stats(%s)", pool)
+        return row
+
+    def freeze(self) -> None:
+        """Replaces the clock by one that stands still until `advance`."""
+        self.rows("select set_config('client_min_messages', 'warning', false)")
+        self.connection.execute("create table if not exists pgpark._test_clock (now timestamptz not null)")
+        self.connection.execute("insert into pgpark._test_clock select clock_timestamp()")
+        self.connection.execute(
+            "create or replace function pgpark._now() returns timestamptz language plpgsql volatile as"
+            " $$ begin return (select now from pgpark._test_clock); end $$"
+        )
+
+    def advance(self, seconds: float) -> None:
+        """Moves a frozen clock."""
+        self.connection.execute("update pgpark._test_clock set now = now + %s * interval '1 second'", [seconds])
+
+    def after(self, seconds: float) -> Any:
+        """A time by the database's clock."""
+        return self.value("select pgpark._now() + %s * interval '1 second'", seconds)
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+@pytest.fixture
+def connect(dsn: str) -> Iterator[Callable[[], Database]]:
+    """Opens further connections to the test's database; closed after it."""
+    opened: list[Database] = []
+
+    def open_one() -> Database:
+        opened.append(Database(dsn))
+        return opened[-1]
+
+    yield open_one
+    for database in opened:
+        database.close()
+
+
+@pytest.fixture
+def db(connect: Callable[[], Database]) -> Database:
+    return connect()
+
+
+class Background:
+    """A statement that runs in a thread of its own, so that a test can watch it wait for a lock."""
+
+    def __init__(self, database: Database, watcher: Database, work: Callable[[], Any]) -> None:
+        self._pid = database.connection.info.backend_pid
+        self._watcher = watcher
+        self._outcome: list[Any] = []
+        self._error: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                self._outcome.append(work())
+            except BaseException as error:
+                self._error.append(error)
+
+        self._thread = threading.Thread(target=body, daemon=True)
+        self._thread.start()
+
+    def wait_until_blocked(self) -> Background:
+        """Returns once the statement is seen waiting for a lock."""
+
+        def blocked() -> bool:
+            assert self._thread.is_alive(), f"it did not wait: {self._outcome or self._error}"
+            return bool(self._watcher.value("select cardinality(pg_blocking_pids(%s)) > 0", self._pid))
+
+        wait_for(blocked)
+        return self
+
+    def result(self) -> Any:
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "it is still waiting"
+        if self._error:
+            raise self._error[0]
+        return self._outcome[0]
+
+
+@pytest.fixture
+def background(connect: Callable[[], Database]) -> Callable[[Database, Callable[[], Any]], Background]:
+    """Runs work on a connection in the background."""
+    watcher = connect()
+    return lambda database, work: Background(database, watcher, work)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20, what: str = "") -> Any:
+    """Asks again and again until the condition is true; returns its value."""
+    until = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        assert time.monotonic() < until, f"waited {seconds} s in vain {what}"
+        time.sleep(0.005)

@@ -1,0 +1,127 @@
+"""park_status, park_stats, park_explain: what they tell agrees with what happens."""
+
+from __future__ import annotations
+
+from tests.conftest import Database
+
+
+def explained(db: Database) -> list[tuple[int, int | None, str]]:
+    rows = db.rows("select * from pgpark.park_explain('gpu')")
+    return [(row["task_id"], row["position"], row["why"]) for row in rows]
+
+
+def test_status_follows_a_task_through_its_life(db: Database) -> None:
+    db.pool(max_units=4)
+    first, task = db.parked(units=4), db.parked(units=4, priority="low")
+    status = db.status(task)
+    assert (status["status"], status["position"], status["attempt"], status["started_at"]) == ("parked", 1, 0, None)
+    db.claim()
+    assert db.status(task)["position"] == 0
+    db.finish(first)
+    db.claim(worker="me")
+    status = db.status(task)
+    assert (status["status"], status["position"], status["attempt"], status["worker"]) == ("running", None, 1, "me")
+    db.finish(task)
+    status = db.status(task)
+    assert (status["status"], status["pool"], status["priority"], status["units"]) == ("completed", "gpu", "low", 4)
+    assert status["created_at"] <= status["started_at"] <= status["finished_at"]
+    assert db.rows("select * from pgpark.park_status(4711)") == []
+
+
+def test_position_is_the_order_of_starting(db: Database) -> None:
+    db.pool(max_units=1)
+    tasks = [db.parked(priority=word) for word in ("low", "high", "normal", "critical", "high", "low")]
+    ranked = sorted(tasks, key=lambda task: db.status(task)["position"])
+    assert [db.status(task)["position"] for task in ranked] == list(range(6))
+    for task in ranked:
+        assert db.claimed() == [task]
+        db.finish(task)
+
+
+def test_position_stops_counting_at_a_thousand(db: Database) -> None:
+    db.pool()
+    db.rows(
+        "select from pgpark.park_submit_many('gpu', (select jsonb_agg('{\"payload\": 1}'::jsonb)"
+        " from generate_series(1, 1001)))"
+    )
+    assert db.status(db.parked())["position"] == 1000
+    assert db.status(db.value("select min(task_id) + 999 from pgpark.task"))["position"] == 999
+
+
+def test_stats_count_each_kind(db: Database) -> None:
+    db.pool(max_units=10, retry={"max_attempts": 2, "backoff_secs": 100})
+    done, failing, running = db.parked(units=3), db.parked(units=3), db.parked(units=4)
+    db.claim(worker="one")
+    db.finish(done)
+    db.finish(failing, status="failed")
+    db.parked(units=10)
+    db.parked(run_at=db.after(100))
+    dropped = db.parked()
+    db.value("select pgpark.park_cancel(%s)", dropped)
+    db.value("select pgpark.park_cancel(%s)", running)
+    stats = db.stats()
+    assert stats.pop("oldest_parked_secs") >= 0
+    assert stats == {
+        "pool": "gpu",
+        "state": "active",
+        "max_units": 10,
+        "used_units": 4,
+        "running": 1,
+        "parked": 1,
+        "delayed": 2,
+        "workers": 1,
+        "completed": 1,
+        "failed": 0,
+        "expired": 0,
+        "dropped": 1,
+        "retried": 1,
+    }
+
+
+def test_stats_tell_the_age_of_the_oldest_of_all_priorities(db: Database) -> None:
+    db.pool()
+    db.freeze()
+    db.parked(priority="low")
+    db.advance(50)
+    db.parked(priority="critical")
+    assert db.stats()["oldest_parked_secs"] == 50
+
+
+def test_stats_do_not_grow_with_the_outcomes_kept(db: Database) -> None:
+    db.pool()
+    plan = db.value("select pg_get_functiondef('pgpark.park_stats'::regproc)")
+    assert "mailbox" not in plan.split("$function$")[1]
+
+
+def test_explain_says_why_each_task_is_not_running(db: Database) -> None:
+    db.pool(max_units=10, max_bypass=1)
+    db.parked(units=6)
+    db.claim()
+    head, small, held = db.parked(units=5), db.parked(units=2), db.parked(units=1)
+    delayed = db.parked(run_at=db.after(100))
+    assert explained(db) == [
+        (head, 0, "no units"),
+        (small, 1, "may start"),
+        (held, 2, "held for head"),
+        (delayed, None, "delayed"),
+    ]
+    assert db.claimed() == [small], "as it was told"
+    assert explained(db)[1] == (held, 1, "held for head")
+
+
+def test_explain_tells_a_paused_pool(db: Database) -> None:
+    db.pool()
+    task = db.parked()
+    db.rows("select pgpark.park_set_pool_state('gpu', 'paused')")
+    assert explained(db) == [(task, 0, "paused")]
+
+
+def test_explain_tells_when_only_the_workers_are_too_small(db: Database) -> None:
+    db.pool(max_units=100)
+    db.claim(worker="small", max_units=10)
+    task = db.parked(units=20)
+    assert explained(db) == [(task, 0, "worker capacity")]
+    db.claim(worker="large", max_units=15)
+    assert explained(db) == [(task, 0, "worker capacity")]
+    db.rows("select pgpark.park_heartbeat('gpu', 'unlimited', '{}')")
+    assert explained(db) == [(task, 0, "may start")]

@@ -1,0 +1,264 @@
+"""park_put_pool and its neighbours: settings, live changes, states, dropping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.conftest import Database
+
+
+def settings_of(db: Database, pool: str = "gpu") -> Any:
+    return db.value("select settings from pgpark.park_pools(%s)", pool)
+
+
+def test_only_max_units_is_required_and_the_rest_has_defaults(db: Database) -> None:
+    assert db.pool(max_units=24) == "created"
+    assert settings_of(db) == {
+        "max_units": 24,
+        "max_queue_depth": None,
+        "default_timeout_secs": None,
+        "resource_kind": None,
+        "max_bypass": 0,
+        "overflow": "reject",
+        "fairness": "fifo",
+        "lease_secs": 30,
+        "run_timeout_secs": None,
+        "scheduling_slack_secs": 0,
+        "retry": {"max_attempts": 1, "max_losses": 3, "backoff_secs": 1, "backoff_factor": 2, "max_backoff_secs": 300},
+        "archive": False,
+        "mailbox": {"ttl_secs": None},
+        "cost_model": None,
+        "queue": {"type": "postgres_pgmq", "queue_name": "gpu"},
+    }
+
+
+def test_every_setting_of_the_config_is_kept(db: Database) -> None:
+    config = {
+        "max_units": 20,
+        "max_queue_depth": 10000,
+        "default_timeout_secs": 60,
+        "resource_kind": "gpu_vram",
+        "max_bypass": 3,
+        "overflow": "reject",
+        "fairness": "fifo",
+        "lease_secs": 10,
+        "run_timeout_secs": 600,
+        "scheduling_slack_secs": 0.5,
+        "retry": {"max_attempts": 4, "max_losses": 5, "backoff_secs": 2, "backoff_factor": 3, "max_backoff_secs": 99},
+        "archive": True,
+        "mailbox": {"ttl_secs": 86400},
+        "cost_model": {"model_vram_gb": 4.7, "kv_per_token_mb": 0.125, "max_batch_tokens": 8192},
+        "queue": {"type": "postgres_pgmq", "queue_name": "llm"},
+    }
+    db.pool(**config)
+    assert settings_of(db) == config
+    assert db.value("select config from pgpark.park_pools('gpu')") == config
+
+
+def test_putting_the_same_config_again_changes_nothing(db: Database) -> None:
+    assert [db.pool(max_units=5), db.pool(max_units=5), db.pool(max_units=6)] == ["created", "unchanged", "changed"]
+
+
+def test_a_changed_pool_keeps_its_state(db: Database) -> None:
+    db.pool()
+    db.rows("select pgpark.park_set_pool_state('gpu', 'paused')")
+    db.pool(max_units=30)
+    assert db.stats()["state"] == "paused"
+
+
+def test_a_grown_pool_starts_more_and_says_so(db: Database, connect: Any) -> None:
+    db.pool(max_units=8)
+    db.parked(units=8)
+    waiting = db.parked(units=8)
+    db.claim()
+    listener = connect()
+    listener.connection.execute('listen "pgpark.pool.gpu"')
+    db.pool(max_units=16)
+    assert [notice.channel for notice in listener.connection.notifies(timeout=5, stop_after=1)] == ["pgpark.pool.gpu"]
+    assert db.claimed() == [waiting]
+
+
+def test_a_shrunk_pool_starts_nothing_until_it_fits_again(db: Database) -> None:
+    db.pool(max_units=20)
+    first, second = db.parked(units=10), db.parked(units=10)
+    db.claim()
+    small = db.parked(units=1)
+    db.pool(max_units=10)
+    assert db.claimed() == []
+    db.finish(first)
+    assert db.claimed() == []
+    db.finish(second)
+    assert db.claimed() == [small]
+
+
+def test_a_shrink_drops_the_waiting_tasks_that_can_never_fit(db: Database) -> None:
+    db.pool(max_units=20)
+    large, delayed, small = db.parked(units=11), db.parked(units=11, run_at=db.after(100)), db.parked(units=10)
+    db.pool(max_units=10)
+    assert db.outcome(large) == db.outcome(delayed) == ("dropped", "too_large")
+    assert db.claimed() == [small]
+
+
+def test_a_task_that_comes_back_to_a_shrunk_pool_does_not_block_it(db: Database) -> None:
+    db.pool(max_units=20)
+    large = db.parked(units=20)
+    db.claim()
+    db.pool(max_units=10)
+    small = db.parked(units=5)
+    db.value("select pgpark.park_release(%s, 1)", large)
+    assert db.claimed() == [small]
+    assert db.outcome(large) == ("dropped", "too_large")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "pools.gpu.max_units is missing"),
+        ({"max_units": None}, "pools.gpu.max_units is missing"),
+        ({"max_units": 0}, "pools.gpu.max_units must be a whole number from 1 to 1000000000, not 0"),
+        ({"max_units": 1.5}, "pools.gpu.max_units must be a whole number from 1 to 1000000000, not 1.5"),
+        ({"max_units": "24"}, 'pools.gpu.max_units must be a whole number from 1 to 1000000000, not "24"'),
+        ({"max_units": 1e12}, "pools.gpu.max_units must be a whole number"),
+        ({"max_units": 1, "max_unit": 2}, "pools.gpu.max_unit is no key of a pool; here belong: max_units, "),
+        ({"max_units": 1, "retry": {"attempts": 2}}, "pools.gpu.retry.attempts is no key of a pool; here belong: "),
+        ({"max_units": 1, "retry": 5}, "pools.gpu.retry must be an object, not 5"),
+        ({"max_units": 1, "lease_secs": 0}, "pools.gpu.lease_secs must be a number from 0.1 to 1000000000, not 0"),
+        ({"max_units": 1, "archive": "yes"}, 'pools.gpu.archive must be true or false, not "yes"'),
+        ({"max_units": 1, "resource_kind": "tpu"}, "pools.gpu.resource_kind must be one of cpu, gpu_vram, io, mixed"),
+        ({"max_units": 1, "fairness": "tenant"}, 'pools.gpu.fairness "tenant" is not available in this version'),
+        ({"max_units": 1, "overflow": "drop_lowest"}, 'pools.gpu.overflow "drop_lowest" is not available in this'),
+        ({"max_units": 1, "tenants": {"a": {"weight": 2}}}, "pools.gpu.tenants is not available in this version"),
+        ({"max_units": 1, "queue": {"type": "kafka"}}, "pools.gpu.queue.type must be one of in_memory, postgres_"),
+        ({"max_units": 1, "queue": {"type": "yaque"}}, 'pools.gpu.queue.type "yaque" is not available in this'),
+        (
+            {"max_units": 1, "queue": {"queue_name": "No Good"}},
+            "pools.gpu.queue.queue_name must be a name that pgmq can take (1 to 47 lower-case letters, digits and _), "
+            'not "No Good"',
+        ),
+        ({"max_units": 1, "queue": {"queue_name": "x" * 48}}, "pools.gpu.queue.queue_name must be a name that pgmq"),
+        ({"max_units": 1, "cost_model": {}}, "pools.gpu.cost_model needs model_vram_gb, kv_per_token_mb and"),
+        ([], "pools.gpu: the config must be a JSON object, not array"),
+        (None, "pools.gpu: the config must be a JSON object, not null"),
+    ],
+)
+def test_a_wrong_config_is_named_by_its_path_and_nothing_is_done(db: Database, config: Any, message: str) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as caught:
+        db.rows("select pgpark.park_put_pool('gpu', %s)", Jsonb(config))
+    assert str(caught.value.diag.message_primary).startswith(message)
+    assert db.rows("select * from pgpark.park_pools()") == []
+
+
+@pytest.mark.parametrize("name", ["", "GPU", "a b", "a-b", "x" * 41, "ü", "a\n", 'a"b'])
+def test_an_impossible_pool_name_is_refused(db: Database, name: str) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="(?s)pool name .* is not possible"):
+        db.pool(name)
+
+
+def test_the_longest_names_work(db: Database) -> None:
+    db.pool("p" * 40, queue={"type": "postgres_pgmq", "queue_name": "q" * 47}, archive=True)
+    task = db.parked("p" * 40)
+    assert db.claimed("p" * 40) == [task]
+    assert db.finish(task)
+
+
+def test_a_queue_of_somebody_else_is_not_taken_over(db: Database) -> None:
+    db.rows("select pgmq.create('mine')")
+    with pytest.raises(psycopg.errors.DuplicateObject, match="there is a pgmq queue 'mine' already"):
+        db.pool("mine")
+    assert db.pool("mine", queue={"type": "postgres_pgmq", "queue_name": "mine2"}) == "created"
+
+
+def test_two_pools_cannot_share_a_queue(db: Database) -> None:
+    db.pool("a")
+    with pytest.raises(psycopg.errors.DuplicateObject):
+        db.pool("b", queue={"type": "postgres_pgmq", "queue_name": "a"})
+
+
+def test_a_pool_keeps_the_queue_it_was_made_with(db: Database) -> None:
+    db.pool()
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="a pool keeps the queue it was made with"):
+        db.pool(queue={"type": "postgres_pgmq", "queue_name": "other"})
+
+
+def test_an_in_memory_pool_keeps_its_payloads_in_an_unlogged_queue(db: Database) -> None:
+    db.pool(queue={"type": "in_memory"})
+    assert db.value("select relpersistence::text from pg_class where oid = 'pgmq.q_gpu'::regclass") == "u"
+    assert db.claimed() == [] and db.parked() and len(db.claimed()) == 1
+
+
+@pytest.mark.parametrize("state", ["on", "", None])
+def test_an_unknown_state_is_named(db: Database, state: str | None) -> None:
+    db.pool()
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="unknown state .*; use active, paused, draining"):
+        db.rows("select pgpark.park_set_pool_state('gpu', %s)", state)
+
+
+def test_a_pool_with_live_tasks_is_dropped_only_by_force(db: Database) -> None:
+    db.pool()
+    parked, running = db.parked(units=24, priority="low"), db.parked(units=24)
+    db.claim()
+    with pytest.raises(psycopg.errors.ObjectInUse, match="pool 'gpu' still has 2 live tasks"):
+        db.rows("select pgpark.park_drop_pool('gpu')")
+    db.rows("select pgpark.park_drop_pool('gpu', force => true)")
+    assert db.outcome(parked) == db.outcome(running) == ("dropped", "pool_dropped")
+    assert not db.finish(running)
+    assert db.value("select to_regclass('pgmq.q_gpu')") is None
+    assert db.pool() == "created"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "park_drop_pool('nope')",
+        "park_set_pool_state('nope', 'paused')",
+        "park_claim('nope', 'w')",
+        "park_heartbeat('nope', 'w', '{}')",
+        "park_prune('nope')",
+        "park_maintain('nope')",
+        "park_explain('nope')",
+        "park_stats('nope')",
+        "park_pools('nope')",
+        "park_llm_units('nope', 1, 1)",
+        "park_submit_many('nope', '[]')",
+    ],
+)
+def test_every_function_names_an_unknown_pool(db: Database, call: str) -> None:
+    with pytest.raises(psycopg.errors.UndefinedObject, match="unknown pool 'nope'"):
+        db.rows(f"select * from pgpark.{call}")
+
+
+# -- the cost model --------------------------------------------------------------------------------------------------
+
+
+def units(db: Database, prompt_tokens: int | None, max_tokens: int | None) -> int:
+    return int(db.value("select pgpark.park_llm_units('gpu', %s::int, %s::int)", prompt_tokens, max_tokens))
+
+
+def test_a_request_costs_the_weights_and_its_cache_rounded_up(db: Database) -> None:
+    db.pool(cost_model={"model_vram_gb": 4.5, "kv_per_token_mb": 0.5, "max_batch_tokens": 4096})
+    assert units(db, 0, 0) == 5
+    assert units(db, 512, 512) == 5  # 4.5 + 0.5
+    assert units(db, 512, 513) == 6
+    assert units(db, 2_000_000_000, 2_000_000_000) == 7, "4.5 + 4096 tokens at most"
+
+
+def test_a_request_costs_at_least_one_unit(db: Database) -> None:
+    db.pool(cost_model={"model_vram_gb": 0, "kv_per_token_mb": 0, "max_batch_tokens": 1})
+    assert units(db, 5, 5) == 1
+
+
+@pytest.mark.parametrize("tokens", [(-1, 5), (5, -1), (None, 5)])
+def test_impossible_token_counts_are_named(db: Database, tokens: Any) -> None:
+    db.pool(cost_model={"model_vram_gb": 1, "kv_per_token_mb": 1, "max_batch_tokens": 1})
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="must be whole numbers of at least 0"):
+        units(db, *tokens)
+
+
+def test_a_pool_without_a_cost_model_says_so(db: Database) -> None:
+    db.pool()
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="pool 'gpu' has no cost_model"):
+        units(db, 1, 1)
