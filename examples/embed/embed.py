@@ -1,4 +1,4 @@
-"""What pgpark does here: each file and the question become a task, a worker runs them, the mailbox keeps the vectors."""
+"""What pgpark does here: the question and each file become a task, a worker runs them, the mailbox keeps the vectors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from handler import Embedded, units
+
 from pgpark import Client, PgparkError, calls
 from pgpark.database import connect
 from pgpark.embedded import EmbeddedServer

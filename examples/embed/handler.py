@@ -17,9 +17,10 @@ from pydantic import BaseModel, model_validator
 Span = tuple[int, int]  # a part of a text: from this character up to that one
 
 _BATCH = 32  # passages that go through the model at once
-_PASSAGE_TOKENS = 200  # the model reads 256 and ignores the rest
-# What a passage is cut at: paragraphs, then sentences. A longer sentence is cut wherever the passage is full.
-_GAPS = (re.compile(r"\n\s*\n"), re.compile(r"(?<=[.;:!?])\s+|(?<=[。！？])"))
+# A passage is a paragraph, or some sentences of a long one; short ones are joined. Short passages are found best, and
+# the model reads no more than 256 tokens.
+_FEWEST_TOKENS, _MOST_TOKENS = 40, 120
+_GAPS = (re.compile(r"\n\s*\n"), re.compile(r"(?<=[.;:!?])\s+"))  # between paragraphs, between sentences
 
 # Resident memory of a worker that runs one task at a time; README.md says how it was measured.
 _MODEL_MIB = 800  # libraries, weights, and one batch on its way through the model
@@ -106,10 +107,10 @@ def _loaded() -> tuple[Any, Any]:
 
 
 def _passages(text: str, tokenizer: Any) -> Iterator[Span]:
-    """The text in passages that the model can read whole, each made of as many pieces in a row as fit."""
+    """The text in passages, each made of pieces in a row."""
     begin = end = filled = 0
     for (start, stop), tokens in _pieces(text, (0, len(text)), tokenizer, _GAPS):
-        if filled and filled + tokens > _PASSAGE_TOKENS:
+        if filled >= _FEWEST_TOKENS or (filled and filled + tokens > _MOST_TOKENS):
             yield begin, end
             filled = 0
         if not filled:
@@ -119,23 +120,24 @@ def _passages(text: str, tokenizer: Any) -> Iterator[Span]:
         yield begin, end
 
 
-def _pieces(
-    text: str, span: Span, tokenizer: Any, gaps: tuple[re.Pattern[str], ...]
-) -> Iterator[tuple[Span, int]]:
-    """The parts of a span with their numbers of tokens; a part that is too long is taken apart at the next finer gap."""
-    start, end = span
-    parts = []
-    for gap in gaps[0].finditer(text, start, end):
-        parts.append((start, gap.start()))
-        start = gap.end()
-    for begin, stop in [*parts, (start, end)]:
-        tokens = tokenizer.encode(text[begin:stop], add_special_tokens=False).offsets
-        if len(tokens) <= _PASSAGE_TOKENS:
-            if tokens:
-                yield (begin + tokens[0][0], begin + tokens[-1][1]), len(tokens)
-        elif gaps[1:]:
+def _pieces(text: str, span: Span, tokenizer: Any, gaps: tuple[re.Pattern[str], ...]) -> Iterator[tuple[Span, int]]:
+    """The parts of a span, with their numbers of tokens. Too long a part is taken apart at the next finer gap, and in
+    the end into parts of one length."""
+    for begin, stop in _between(gaps[0], text, span):
+        places = tokenizer.encode(text[begin:stop], add_special_tokens=False).offsets
+        if len(places) > _MOST_TOKENS and gaps[1:]:
             yield from _pieces(text, (begin, stop), tokenizer, gaps[1:])
-        else:
-            for first in range(0, len(tokens), _PASSAGE_TOKENS):
-                full = tokens[first : first + _PASSAGE_TOKENS]
-                yield (begin + full[0][0], begin + full[-1][1]), len(full)
+            continue
+        length = math.ceil(len(places) / math.ceil(len(places) / _MOST_TOKENS)) if places else 1
+        for first in range(0, len(places), length):
+            part = places[first : first + length]
+            yield (begin + part[0][0], begin + part[-1][1]), len(part)
+
+
+def _between(gap: re.Pattern[str], text: str, span: Span) -> Iterator[Span]:
+    """The parts of a span between the gaps."""
+    start, end = span
+    for found in gap.finditer(text, start, end):
+        yield start, found.start()
+        start = found.end()
+    yield start, end

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Asks a folder of text files a question: installs what is needed, embeds the files through pgpark, prints passages.
 
-    python run.py [FOLDER] [QUESTION]
+python run.py [FOLDER] [QUESTION]
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> int:
 
     import embed  # these need what was just installed
     import search
+
     from pgpark import PgparkError
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worker is stopped then, too

