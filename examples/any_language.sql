@@ -16,12 +16,20 @@
 --
 -- The file makes a pool of its own and drops it in the end, so that it can be run again and again.
 
+\set QUIET on
+\pset footer off
+\pset null -
 \set pool example_any_language
 \set tenant example_any_language
 \set worker 'worker-1'
-\pset footer off
-\pset null -
-\set QUIET on
+
+-- What an earlier run left that was broken off half-way.
+select pgpark.park_drop_pool(name => p.name, force => true)
+from pgpark.park_pools() p
+where p.name = :'pool'
+\g /dev/null
+select pgpark.park_ack(message_ids => array(select message_id from pgpark.park_fetch(tenant => :'tenant')))
+\g /dev/null
 
 \echo '\n== an operator makes the pool, once: 8 units, a worker that is silent for a second has lost its task'
 
@@ -67,10 +75,12 @@ from pgpark.park_submit_many(
     jsonb_build_object('payload', '{"prompt": "Tomorrow?"}'::jsonb, 'tenant', :'tenant',
                        'run_at', now() + interval '1 day')));
 
+\echo '\n== inside a transaction of yours: what you roll back was never submitted'
 
-\echo '\n== a worker waits for work on this channel (and looks now and then all the same: a notification is a hint)'
+begin;
+select task_id, status from pgpark.park_submit(pool => :'pool', payload => '{"prompt": "Never mind."}');
+rollback;
 
-listen "pgpark.pool.example_any_language";  -- the channel ends with the name of the pool
 
 \echo '\n== a worker claims: what fits now, in rank order; of 8 units the first takes 6, so the second stays parked'
 
@@ -90,13 +100,15 @@ select * from pgpark.park_explain(pool => :'pool');
 
 \echo '\n== while it runs, every third of lease_secs: a heartbeat names its tasks; rows are the ids to stop (here none)'
 
-select *
-from pgpark.park_heartbeat(pool => :'pool', worker => :'worker', task_ids => array[:old_task]::bigint[]) as task_to_stop;
+select task_to_stop
+from pgpark.park_heartbeat(
+  pool => :'pool', worker => :'worker', task_ids => array[:old_task]::bigint[]) as task_to_stop;
 
 
 \echo '\n== now this worker falls silent for longer than the lease, and another one claims: the same task, attempt 2'
 
-select pg_sleep(1.2) \g /dev/null
+select pg_sleep(1.2)
+\g /dev/null
 
 select task_id as task, attempt, payload ->> 'prompt' as prompt
 from pgpark.park_claim(pool => :'pool', worker => 'worker-2', max_tasks => 1)
@@ -106,8 +118,9 @@ select :new_task as task_id, :new_attempt as attempt, :'new_prompt' as prompt;
 
 \echo '\n== the first worker wakes up. Its heartbeat says: stop this one, it is no longer yours'
 
-select *
-from pgpark.park_heartbeat(pool => :'pool', worker => :'worker', task_ids => array[:old_task]::bigint[]) as task_to_stop;
+select task_to_stop
+from pgpark.park_heartbeat(
+  pool => :'pool', worker => :'worker', task_ids => array[:old_task]::bigint[]) as task_to_stop;
 
 \echo '\n== and if it finishes all the same, it is fenced off: false, nothing was changed'
 
@@ -115,6 +128,10 @@ select pgpark.park_finish(
   task_id => :old_task,
   attempt => :old_attempt,        -- the attempt that the claim returned; this is the fence
   result => '{"answer": "too late"}') as accepted;
+
+\echo '\n== who waits for work listens on this channel, and looks now and then all the same: a notification is a hint'
+
+listen "pgpark.pool.example_any_language";  -- it ends with the name of the pool
 
 \echo '\n== the second worker finishes with the current attempt: outcome, units and wake-up in one transaction'
 
@@ -124,8 +141,11 @@ select pgpark.park_finish(
   status => 'completed',          -- or failed (retried if the pool allows it), or dropped
   result => '{"answer": "Short waves are scattered most."}') as accepted;
 
+unlisten "pgpark.pool.example_any_language";
+
 \echo '\n== the units are free, the next task fits; this one fails, with a reason for people'
 
+-- A worker that shuts down does not fail its tasks but calls park_release(task_id, attempt): back in their old places.
 select task_id as task, attempt
 from pgpark.park_claim(pool => :'pool', worker => 'worker-2', max_tasks => 1)
 \gset next_
@@ -148,8 +168,8 @@ select status, reason, payload from pgpark.park_result(task_id => :new_task);
 select message_id, task_id, user_id, session_id, status, reason, payload
 from pgpark.park_fetch(tenant => :'tenant', max_messages => 50);
 
-select array_agg(message_id) as ids from pgpark.park_fetch(tenant => :'tenant') \gset message_
-
+select array_agg(message_id) as ids from pgpark.park_fetch(tenant => :'tenant')
+\gset message_
 \echo '\n== once it has what it needs it acknowledges, and the messages are gone'
 
 select pgpark.park_ack(message_ids => :'message_ids') as taken_out;
@@ -160,8 +180,10 @@ select pgpark.park_ack(message_ids => :'message_ids') as taken_out;
 select pool, max_units, used_units, running, parked, delayed, completed, failed, retried
 from pgpark.park_stats(pool => :'pool');
 
-select pgpark.park_drop_pool(name => :'pool', force => true) \g /dev/null
+select pgpark.park_drop_pool(name => :'pool', force => true)
+\g /dev/null
 
 select status, reason from pgpark.park_fetch(tenant => :'tenant');
 
-select pgpark.park_ack(message_ids => array(select message_id from pgpark.park_fetch(tenant => :'tenant'))) as taken_out;
+select pgpark.park_ack(
+  message_ids => array(select message_id from pgpark.park_fetch(tenant => :'tenant'))) as taken_out;

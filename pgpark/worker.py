@@ -280,6 +280,7 @@ class Worker:
             outcome |= _failed(one_line(error) if isinstance(error, HandlerError) else _named(error))
             log.warning("task %d, attempt %d: %s", task.task_id, task.attempt, outcome["reason"])
             log.debug("task %d", task.task_id, exc_info=error)
+        log.debug("task %d, attempt %d: %s", task.task_id, task.attempt, outcome["status"])
         run.outcome = outcome
         self._wake.set()
 

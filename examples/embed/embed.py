@@ -1,16 +1,19 @@
-"""What pgpark does here: the question and each file become a task, a worker runs them, the mailbox keeps the vectors."""
+"""What pgpark does here: the question and each file become a task, a worker runs them, the mailbox keeps the vectors.
+
+The unit of the pool is a GiB of memory: as many tasks run at once as fit into the memory that was granted.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import secrets
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,61 +26,80 @@ from pgpark.migrate import migrate
 
 HERE = Path(__file__).resolve().parent
 POOL = TENANT = "embed"
-_QUESTION = "the question"
 _LOOK_SECS = 1.0
 
 
+@dataclass
+class Session:
+    """One run: the session of its messages, and its tasks by id (the question first)."""
+
+    name: str
+    tasks: dict[int, str]
+
+
 def embed(files: list[Path], question: str, gib: int) -> tuple[Embedded, list[Embedded]]:
-    """The question and the files with their vectors. At most `gib` GiB of memory are used at once.
+    """The question and the files with their vectors, made with at most `gib` GiB of memory.
 
     Raises PgparkError, also when the worker ends before its work is done.
     """
-    session = secrets.token_hex(4)  # of this run, so that it fetches nobody else's outcomes
     with _database() as dsn, Client(dsn) as park:
-        # A run that was killed cannot acknowledge its messages: they are purged an hour later.
+        # The messages of a run that is killed stay behind: after an hour they are purged.
         park.run(calls.put_pool(POOL, {"max_units": gib, "max_bypass": 4, "mailbox": {"ttl_secs": 3600}}))
-        tasks = _submit(park, files, question, gib, session)
+        session = _submit(park, files, question, gib)
         try:
-            with _worker(dsn, gib) as (process, log):
-                _wait(park, tasks, process, log)
-            messages = park.run(calls.fetch(TENANT, session_id=session, max_messages=len(tasks)))
-            done = [Embedded.model_validate(m.payload) for m in messages if m.status == "completed"]
+            with _worker(dsn, gib) as worker:
+                _wait(park, session, worker)
+            messages = park.run(calls.fetch(TENANT, session_id=session.name, max_messages=len(session.tasks)))
         finally:
-            _clean_up(park, tasks, session)
-    texts = {file.name: file for file in done}
-    if (asked := texts.pop(_QUESTION, None)) is None:
-        raise PgparkError("the question was not embedded")
-    return asked, list(texts.values())
+            _clean_up(park, session)
+    done = {m.task_id: Embedded.model_validate(m.payload) for m in messages if m.status == "completed"}
+    if (asked := done.pop(next(iter(session.tasks)), None)) is None:
+        raise PgparkError("the question could not be embedded")
+    return asked, list(done.values())
 
 
-def _submit(park: Client, files: list[Path], question: str, gib: int, session: str) -> dict[int, str]:
-    """Submits everything at once; the names by task id."""
-    address = {"tenant": TENANT, "session_id": session}
-    tasks: list[dict[str, Any]] = [
-        {"payload": {"name": _QUESTION, "text": question}, "units": units(len(question)), "priority": "high"} | address
-    ]
+def _submit(park: Client, files: list[Path], question: str, gib: int) -> Session:
+    session = Session(secrets.token_hex(4), {})
+    address = {"tenant": TENANT, "session_id": session.name}
+    payload: dict[str, Any] = {"name": "the question", "text": question}
+    tasks = [{"payload": payload, "units": units(len(question)), "priority": "high"} | address]
     for file in files:
         payload = {"name": file.name, "path": str(file)}
         tasks.append({"payload": payload, "units": units(file.stat().st_size)} | address)
-    accepted = {}
-    for task, answer in zip(tasks, park.run(calls.submit_many(POOL, tasks)), strict=True):
+    for task, submitted in zip(tasks, park.run(calls.submit_many(POOL, tasks)), strict=True):
         name = task["payload"]["name"]
-        if answer.task_id is None:
-            _say(f"{name}: {answer.reason}, it takes {task['units']} GiB of memory and there are {gib}")
+        if submitted.task_id is not None:
+            session.tasks[submitted.task_id] = name
         else:
-            accepted[answer.task_id] = name
-    return accepted
+            _say(f"{name} was refused: {submitted.reason} (it takes {task['units']} GiB, granted are {gib})")
+    return session
+
+
+@dataclass
+class _Worker:
+    """A worker process and what it logs."""
+
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+
+    def check(self) -> None:
+        """Raises PgparkError if it has ended."""
+        if self.process.poll() is not None:
+            self.log.seek(0)
+            *_, last = ["no log", *self.log.read().decode(errors="replace").strip().splitlines()]
+            raise PgparkError(f"the worker ended (exit {self.process.returncode}): {last}")
 
 
 @contextlib.contextmanager
-def _worker(dsn: str, gib: int) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """A worker process with its log, stopped on leaving."""
+def _worker(dsn: str, gib: int) -> Iterator[_Worker]:
+    """A worker process, stopped on leaving. Its tasks share the cores of the machine."""
     command = [sys.executable, "-m", "pgpark", "worker", POOL, "--handler", "handler:embed"]
     command += ["--units", str(gib), "--concurrency", str(gib), "--grace", "2"]
+    environment = {"PGPARK_DSN": dsn, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // gib))}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, cwd=HERE, env=os.environ | {"PGPARK_DSN": dsn}, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=HERE, env=os.environ | environment, stdout=log, stderr=log)
         try:
-            yield process, log
+            yield _Worker(process, log)
         finally:
             process.terminate()
             try:
@@ -87,30 +109,29 @@ def _worker(dsn: str, gib: int) -> Iterator[tuple[subprocess.Popen[bytes], IO[by
                 process.wait()
 
 
-def _wait(park: Client, tasks: dict[int, str], process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+def _wait(park: Client, session: Session, worker: _Worker) -> None:
     """Until each task has its outcome."""
-    started, most = time.monotonic(), 0
-    for task_id, name in tasks.items():
+    started, most_units = time.monotonic(), 0
+    _say("passages    secs     GiB")
+    for task_id, name in session.tasks.items():
         while (message := park.wait(task_id, _LOOK_SECS)) is None:
-            most = max(most, park.run(calls.stats(POOL))[0].used_units)
-            if process.poll() is not None:
-                log.seek(0)
-                last = log.read().decode(errors="replace").strip().splitlines()[-1:]
-                raise PgparkError(f"the worker ended (exit {process.returncode}): {''.join(last)}")
+            (pool,) = park.run(calls.stats(POOL))
+            most_units = max(most_units, pool.used_units)
+            worker.check()
         if message.status == "completed":
-            result = Embedded.model_validate(message.payload)
-            _say(f"{name:24} {len(result.passages):4} passages {result.seconds:6.1f} s")
+            told = message.payload
+            _say(f"{len(told['passages']):8} {told['seconds']:7.1f} {told['peak_gib']:7.2f}  {name}")
         else:
-            _say(f"{name:24} {message.status}: {message.reason}")
-    _say(f"{len(tasks)} tasks in {time.monotonic() - started:.1f} s; at most {most} units in use")
+            _say(f"{message.status}: {name}: {message.reason}")
+    _say(f"{len(session.tasks)} tasks in {time.monotonic() - started:.1f} s, at most {most_units} units in use")
 
 
-def _clean_up(park: Client, tasks: dict[int, str], session: str) -> None:
+def _clean_up(park: Client, session: Session) -> None:
     """Leaves nothing of this run behind, however it went."""
     with contextlib.suppress(PgparkError):
-        for task_id in tasks:
+        for task_id in session.tasks:
             park.run(calls.cancel(task_id, "the run was stopped"))
-        messages = park.run(calls.fetch(TENANT, session_id=session, max_messages=len(tasks)))
+        messages = park.run(calls.fetch(TENANT, session_id=session.name, max_messages=max(1, len(session.tasks))))
         park.run(calls.ack([message.message_id for message in messages]))
 
 
@@ -126,11 +147,5 @@ def _database() -> Iterator[str]:
         yield dsn
 
 
-def peak_gib() -> float:
-    """The most memory that the worker ever had resident, in GiB; it is the largest of our child processes."""
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak / (1024**3 if sys.platform == "darwin" else 1024**2)  # bytes there, KiB elsewhere
-
-
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(line, file=sys.stderr, flush=True)

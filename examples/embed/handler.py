@@ -6,6 +6,8 @@ import functools
 import math
 import os
 import re
+import resource
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,9 +24,9 @@ _BATCH = 32  # passages that go through the model at once
 _FEWEST_TOKENS, _MOST_TOKENS = 40, 120
 _GAPS = (re.compile(r"\n\s*\n"), re.compile(r"(?<=[.;:!?])\s+"))  # between paragraphs, between sentences
 
-# Resident memory of a worker that runs one task at a time; README.md says how it was measured.
+# What a worker that runs one task has resident; README.md says how it was measured.
 _MODEL_MIB = 800  # libraries, weights, and one batch on its way through the model
-_MIB_PER_MIB_OF_TEXT = 60  # passages, vectors, and both as JSON
+_MIB_PER_MIB_OF_TEXT = 90  # passages, vectors, and both as JSON
 
 _loading = threading.Lock()
 
@@ -53,11 +55,12 @@ class Passage(BaseModel):
 
 
 class Embedded(BaseModel):
-    """The result, as it lies in the mailbox."""
+    """The result, as it lies in the mailbox. `peak_gib`: the most memory that the worker has had resident so far."""
 
     name: str
     passages: list[Passage]
     seconds: float
+    peak_gib: float
 
 
 def units(size: int) -> int:
@@ -82,6 +85,7 @@ def embed(document: Document) -> Embedded:
             for (start, end), part, vector in zip(spans, texts, vectors, strict=True)
         ],
         seconds=round(time.monotonic() - started, 2),
+        peak_gib=round(_peak_gib(), 2),
     )
 
 
@@ -104,6 +108,11 @@ def _loaded() -> tuple[Any, Any]:
     model = load_model("cpu")
     model.encode("the first call settles the model's tokenizer, so that threads can share it")
     return model, tokenizer
+
+
+def _peak_gib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024**3 if sys.platform == "darwin" else 1024**2)  # bytes there, KiB elsewhere
 
 
 def _passages(text: str, tokenizer: Any) -> Iterator[Span]:

@@ -23,9 +23,10 @@ class Hit:
     also_in: list[str] = field(default_factory=list)
 
 
-def best(question: Passage, files: Iterable[Embedded], count: int) -> list[Hit]:
+def best(question: Embedded, files: Iterable[Embedded], count: int) -> list[Hit]:
     """The `count` passages nearest to the question, best first; what several files say is told once."""
-    found = [Hit(file.name, p, likeness(question, p)) for file in files for p in file.passages]
+    asked = question.passages[0]
+    found = [Hit(file.name, passage, likeness(asked, passage)) for file in files for passage in file.passages]
     hits: list[Hit] = []
     for hit in sorted(found, key=lambda hit: -hit.score):
         first = next((h for h in hits if likeness(h.passage, hit.passage) > _SAME), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 import click
@@ -53,12 +54,13 @@ for _command in (
 def main() -> None:
     """The entry point: runs a command and turns every expected error into one line and an exit code."""
     signal.signal(signal.SIGTERM, _leave)
-    sys.exit(_run())
+    sys.exit(run())
 
 
-def _run() -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command (None: that of the process) and returns its exit code."""
     try:
-        returned = cli.main(standalone_mode=False, auto_envvar_prefix="PGPARK", prog_name="pgpark")
+        returned = cli.main(arguments, standalone_mode=False, auto_envvar_prefix="PGPARK", prog_name="pgpark")
         sys.stdout.flush()
         return returned if isinstance(returned, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:

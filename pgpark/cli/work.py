@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import click
+from click.core import ParameterSource
 
 from pgpark import calls
 from pgpark.cli.common import Settings, database_options, print_rows
@@ -16,7 +17,7 @@ _POLL_SECS_AS_BACKSTOP = 30.0
 
 
 @click.command()
-@click.argument("pool")
+@click.argument("pool", envvar="PGPARK_WORKER_POOL")
 @click.option("--handler", metavar="MODULE:FUNCTION", help="Python function that gets the payload; async or plain.")
 @click.option(
     "--exec",
@@ -42,7 +43,7 @@ _POLL_SECS_AS_BACKSTOP = 30.0
     type=click.FloatRange(min=0),
     help="Seconds that running tasks get after SIGTERM; then they are put back. A second SIGTERM puts them back now.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Log tracebacks of failed handlers too.")
+@click.option("-v", "--verbose", is_flag=True, help="Log each task, and the tracebacks of handlers that fail.")
 @database_options
 def worker(
     settings: Settings,
@@ -91,6 +92,10 @@ def maintain(settings: Settings, pool: str | None) -> None:
 
 
 def _executor(handler: str | None, command: str | None) -> Executor:
+    if handler is not None and command is not None:  # one on the command line wins over one from the environment
+        typed = click.get_current_context().get_parameter_source
+        if typed("handler") is not typed("command"):
+            handler, command = (handler, None) if typed("command") is ParameterSource.ENVIRONMENT else (None, command)
     if (handler is None) == (command is None):
         raise click.UsageError("give either --handler or --exec")
     if handler is not None:
