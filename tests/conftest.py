@@ -143,6 +143,7 @@ class Database:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self.connection: psycopg.Connection[DictRow] = psycopg.connect(dsn, autocommit=True, row_factory=dict_row)
+        self.connection.execute("set lock_timeout = '50s'")  # a wait that should not be ends the test
 
     def rows(self, statement: str, *parameters: Any) -> list[DictRow]:
         return self.connection.execute(statement, parameters or None).fetchall()

@@ -53,20 +53,22 @@ def embed(files: list[Path], question: str, gib: int) -> tuple[Embedded, list[Em
         finally:
             _clean_up(park, session)
     done = {m.task_id: Embedded.model_validate(m.payload) for m in messages if m.status == "completed"}
-    if (asked := done.pop(next(iter(session.tasks)), None)) is None:
-        raise PgparkError("the question could not be embedded")
+    asked = done.pop(next(iter(session.tasks)), None)
+    if asked is None or not done:
+        raise PgparkError(f"{'the question was not' if asked is None else 'no file was'} embedded")
     return asked, list(done.values())
 
 
 def _submit(park: Client, files: list[Path], question: str, gib: int) -> Session:
     session = Session(secrets.token_hex(4), {})
     address = {"tenant": TENANT, "session_id": session.name}
-    payload: dict[str, Any] = {"name": "the question", "text": question}
-    tasks = [{"payload": payload, "units": units(len(question)), "priority": "high"} | address]
+    payload = {"name": "the question", "text": question}
+    tasks: list[dict[str, Any]] = [{"payload": payload, "units": units(len(question)), "priority": "high"} | address]
     for file in files:
         payload = {"name": file.name, "path": str(file)}
         tasks.append({"payload": payload, "units": units(file.stat().st_size)} | address)
-    for task, submitted in zip(tasks, park.run(calls.submit_many(POOL, tasks)), strict=True):
+    answers = park.run(calls.submit_many(POOL, tasks))
+    for task, submitted in zip(tasks, answers, strict=True):
         name = task["payload"]["name"]
         if submitted.task_id is not None:
             session.tasks[submitted.task_id] = name
@@ -84,10 +86,13 @@ class _Worker:
 
     def check(self) -> None:
         """Raises PgparkError if it has ended."""
-        if self.process.poll() is not None:
+        code = self.process.poll()
+        if code is not None and code < 0:
+            raise PgparkError(f"the worker was ended by signal {-code}")
+        if code is not None:
             self.log.seek(0)
-            *_, last = ["no log", *self.log.read().decode(errors="replace").strip().splitlines()]
-            raise PgparkError(f"the worker ended (exit {self.process.returncode}): {last}")
+            lines = self.log.read().decode(errors="replace").splitlines()
+            raise PgparkError(f"the worker ended: {lines[-1] if lines else f'exit {code}'}")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What the worker runs: a text goes in, its passages with their vectors come out. Knows nothing of Postgres."""
+"""What the worker runs: a text goes in, its passages with their vectors come out. Knows nothing of pgpark."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Span = tuple[int, int]  # a part of a text: from this character up to that one
 _BATCH = 32  # passages that go through the model at once
 # A passage is a paragraph, or some sentences of a long one; short ones are joined. Short passages are found best, and
 # the model reads no more than 256 tokens.
-_FEWEST_TOKENS, _MOST_TOKENS = 40, 120
+_FEWEST_TOKENS, _MOST_TOKENS = 40, 160
 _GAPS = (re.compile(r"\n\s*\n"), re.compile(r"(?<=[.;:!?])\s+"))  # between paragraphs, between sentences
 
 # What a worker that runs one task has resident; README.md says how it was measured.
@@ -106,7 +106,8 @@ def _loaded() -> tuple[Any, Any]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     model = load_model("cpu")
-    model.encode("the first call settles the model's tokenizer, so that threads can share it")
+    # The first call settles how the model's tokenizer cuts and pads; from then on threads can share it.
+    model.encode("hello", show_progress_bar=False)
     return model, tokenizer
 
 

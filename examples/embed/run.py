@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def main() -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="default: %(default)s")
     parser.add_argument("question", nargs="?", default=QUESTION, help="default: %(default)s")
     parser.add_argument("--gib", type=int, default=2, help="memory for the work (default: %(default)s)")
-    parser.add_argument("--best", type=int, default=5, help="passages to print (default: %(default)s)")
+    parser.add_argument("--best", type=int, default=4, help="passages to print (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.gib < 1 or arguments.best < 1 or not arguments.question.strip():
         _stop("--gib and --best must be at least 1, and the question must not be empty")
@@ -85,12 +86,12 @@ def _go_on_in_venv() -> NoReturn:
     if sys.prefix == str(VENV):
         _stop(f"{VENV} is incomplete: delete it and start again", 1)
     if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
-        print(f"installing into {VENV}, which takes minutes", file=sys.stderr)
+        torch = os.environ.get("EMBED_TORCH", "torch")  # alone and first: what comes later takes the one it finds
+        print(f"installing {torch} and the rest into {VENV}, which takes minutes", file=sys.stderr)
         try:
             venv.create(VENV, with_pip=True, symlinks=True)
-            torch = os.environ.get("EMBED_TORCH", "torch")  # alone and first: what comes later takes the one it finds
-            for packages in ([torch], ["-r", str(REQUIREMENTS), "-e", f"{HERE.parents[1]}[embedded]"]):
-                subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+            for packages in (shlex.split(torch), ["-r", str(REQUIREMENTS), "-e", f"{HERE.parents[1]}[embedded]"]):
+                subprocess.run([python, "-m", "pip", "install", "-qq", *packages], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             _stop(f"the venv could not be made: {error}", 1)
         stamp.write_text(REQUIREMENTS.read_text())

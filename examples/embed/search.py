@@ -1,4 +1,4 @@
-"""Which passages answer a question. Knows nothing of Postgres or of the model: only vectors."""
+"""Which passages answer a question. Knows nothing of pgpark, nor of the model: only vectors."""
 
 from __future__ import annotations
 

@@ -8,6 +8,11 @@ create or replace function pgpark._conclude(ids bigint[], statuses text[], reaso
 returns int
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare

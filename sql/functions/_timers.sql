@@ -7,6 +7,11 @@
 create or replace function pgpark._expire(pool_id int, now_ timestamptz, bite int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -31,6 +36,11 @@ $$;
 create or replace function pgpark._promote(lot pgpark.pool, now_ timestamptz, bite int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -65,6 +75,11 @@ $$;
 create or replace function pgpark._reclaim(lot pgpark.pool, now_ timestamptz, bite int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -130,6 +145,11 @@ $$;
 create or replace function pgpark._retry(ids bigint[], now_ timestamptz) returns bigint[]
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -170,6 +190,11 @@ $$;
 create or replace function pgpark._next_due(pool_id int) returns timestamptz
 language plpgsql stable
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin

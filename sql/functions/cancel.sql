@@ -3,6 +3,11 @@
 create or replace function pgpark.park_cancel(task_id bigint, reason text default 'cancelled') returns text
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare

@@ -93,6 +93,11 @@ $$;
 create or replace function pgpark._seen(pool_id int, worker text, max_units int, now_ timestamptz) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
@@ -115,6 +120,11 @@ $$;
 create or replace function pgpark._free_units(lot pgpark.pool, worker text, worker_units int) returns bigint
 language plpgsql stable
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -140,6 +150,8 @@ set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 set enable_sort = off
 as $$
 #variable_conflict use_column
@@ -198,6 +210,11 @@ $$;
 create or replace function pgpark._start(lot pgpark.pool, ids bigint[], worker text, now_ timestamptz) returns bigint[]
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare

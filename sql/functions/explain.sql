@@ -4,6 +4,11 @@ create or replace function pgpark.park_explain(pool text, max_tasks int default 
 returns table (task_id bigint, "position" int, why text)
 language plpgsql stable
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 set enable_sort = off
 as $$
 #variable_conflict use_column

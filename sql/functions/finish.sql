@@ -104,6 +104,11 @@ create or replace function pgpark._finish(ids bigint[], attempts int[], statuses
 returns int[]
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare

@@ -41,6 +41,11 @@ Errors: 22023.';
 create or replace function pgpark.park_ack(message_ids bigint[]) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -89,6 +94,11 @@ were submitted without a tenant.';
 create or replace function pgpark._purge(now_ timestamptz, bite int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin

@@ -32,6 +32,11 @@ task how many are ahead of it, 1000 meaning that many or more. started_at: of th
 create or replace function pgpark._tasks_ahead(task pgpark.task) returns int
 language plpgsql stable
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 set enable_sort = off
 as $$
 #variable_conflict use_column

@@ -204,6 +204,11 @@ create or replace function pgpark._park(lot pgpark.pool, drafts pgpark.draft[])
 returns table (task_id bigint, accepted boolean, status text, reason text)
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -261,9 +266,9 @@ begin
     perform pgpark._lock_depth(lot.pool_id);
     select lot.max_queue_depth - count(*) into room
     from (
-      select from task t
-      where t.pool_id = lot.pool_id
-        and t.state in ('parked', 'delayed')
+      select from task t where t.pool_id = lot.pool_id and t.state = 'parked'
+      union all  -- not one condition on both states: each has an index of its own
+      select from task t where t.pool_id = lot.pool_id and t.state = 'delayed'
       limit lot.max_queue_depth
     ) waiting;
     refusals := array(

@@ -19,8 +19,9 @@ def test_plpgsql_check_finds_nothing(db: Database) -> None:
     db.rows("select set_config('client_min_messages', 'warning', false)")
     db.connection.execute("create extension plpgsql_check")
     checked = db.rows(
-        "select p.proname, c.line from pg_proc p join pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql'"
-        " left join lateral plpgsql_check_function(p.oid, fatal_errors => false, all_warnings => true) as c (line) on true"
+        "select p.proname, c.line"
+        " from pg_proc p join pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql'"
+        " left join lateral plpgsql_check_function(p.oid, fatal_errors => false, all_warnings => true) c (line) on true"
         " where p.pronamespace = 'pgpark'::regnamespace"
     )
     assert len({row["proname"] for row in checked}) > 40
@@ -28,18 +29,36 @@ def test_plpgsql_check_finds_nothing(db: Database) -> None:
     assert [line for line in found if line not in EXPLAINED] == []
 
 
-def test_walks_over_the_lot_go_by_index(db: Database) -> None:
-    """Each question of the hot path has its index, also where the planner has no statistics yet."""
-    db.pool()
-    db.connection.execute("set enable_seqscan = off")
-    lot = "pool_id = (select pool_id from pgpark.pool where name = 'gpu')"
-    for question, index in {
-        f"select task_id from pgpark.task where {lot} and state = 'parked' order by priority desc, task_id": "task_rank",
-        f"select sum(units) from pgpark.task where {lot} and state in ('running', 'cancelling')": "task_running",
-        f"select task_id from pgpark.task where {lot} and state = 'delayed' and run_at <= now()": "task_due",
-        f"select task_id from pgpark.task where {lot} and state in ('parked', 'delayed') and deadline <= now()"
-        " order by deadline": "task_deadline",
-    }.items():
-        plan = "\n".join(row["QUERY PLAN"] for row in db.rows(f"explain {question}"))
-        assert index in plan, plan
-        assert "Sort" not in plan, plan
+def test_a_session_that_warmed_up_on_an_empty_ledger_never_scans_a_full_one(db: Database) -> None:
+    """Plans are cached when the tables are small and nothing has analysed them; they must hold when they have grown."""
+    db.pool(max_units=100000, max_queue_depth=100000, max_bypass=2)
+
+    def whole_path() -> None:
+        task = db.parked(units=50000, deadline=db.after(1000), idempotency_key=str(db.value("select random()")))
+        db.parked(units=50001, priority="critical")
+        db.parked(priority="critical", run_at=db.after(0.001))
+        (row,) = db.rows("select * from pgpark.park_claim('gpu', 'w', 1, 100000)")
+        db.rows("select from pgpark.park_heartbeat('gpu', 'w', %s)", [row["task_id"]])
+        db.rows("select from pgpark.park_finish(%s, %s)", row["task_id"], row["attempt"])
+        for row in db.claim(max_tasks=3):
+            db.rows("select from pgpark.park_release(%s, %s)", row["task_id"], row["attempt"])
+        db.rows("select from pgpark.park_cancel(%s)", task)
+        db.rows("select from pgpark.park_maintain('gpu')")
+        db.rows("select from pgpark.park_status(%s)", task)
+        db.rows("select from pgpark.park_explain('gpu')")
+        db.rows("select pgpark.park_ack(array(select message_id from pgpark.park_result(%s)))", task)
+
+    for _ in range(3):
+        whole_path()
+    db.rows(
+        "select from pgpark.park_submit_many('gpu', (select jsonb_agg(jsonb_build_object('payload', 1,"
+        " 'priority', 'low', 'deadline', pgpark._now() + interval '1 hour')) from generate_series(1, 20000)))"
+    )
+    db.connection.execute("begin")
+    whole_path()
+    scanned = db.rows(
+        "select relname, seq_scan from pg_stat_xact_user_tables"
+        " where schemaname = 'pgpark' and relname in ('task', 'mailbox', 'submission_key') and seq_scan > 0"
+    )
+    db.connection.execute("rollback")
+    assert scanned == []
