@@ -2,7 +2,7 @@
 --
 --   psql -v ON_ERROR_STOP=1 -f examples/any_language.sql "$(pgpark db url)"
 --
--- Each statement below is one round trip. Where it says :task or :'worker', psql puts in a value that an earlier
+-- Each statement below is one round trip. Where it says :old_task or :'worker', psql puts in a value that an earlier
 -- statement returned (\gset) or that was set (\set); your program binds a parameter there, for instance in Go:
 --
 --   db.QueryRow(ctx, `select task_id, accepted, status, reason

@@ -117,7 +117,7 @@ def _worker(dsn: str, gib: int) -> Iterator[_Worker]:
 def _wait(park: Client, session: Session, worker: _Worker) -> None:
     """Until each task has its outcome."""
     started, most_units = time.monotonic(), 0
-    _say("passages    secs     GiB")
+    _say("passages    secs     GiB  file")
     for task_id, name in session.tasks.items():
         while (message := park.wait(task_id, _LOOK_SECS)) is None:
             (pool,) = park.run(calls.stats(POOL))

@@ -50,6 +50,7 @@ def main() -> int:
         _stop(" ".join(str(error).split()), 1)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that goes early, as with `| head`, is no error
     print(f"\n{arguments.question}")
     for hit in search.best(question, texts, arguments.best):
         also = f" (also in {', '.join(hit.also_in)})" if hit.also_in else ""

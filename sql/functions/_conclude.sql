@@ -1,9 +1,9 @@
 -- How a task ends: one function, whatever the reason. It takes the task out of the ledger, writes its outcome,
 -- archives or deletes its message, counts it and notifies, all in the caller's transaction.
--- Keeps invariants 2 (one outcome) and 8 (atomicity). Called by finish, cancel, expiry, reclaim, claim, drop_pool.
+-- Keeps invariants 2 (one outcome) and 8 (atomicity). Whatever ends a task comes here.
 
--- The arrays run in parallel; results may be null for none. The caller holds the row locks of these tasks; ids that are no longer in the
--- ledger are passed over. Returns how many tasks ended.
+-- The arrays run in parallel; results may be null for none. The caller holds the row locks of these tasks; ids that
+-- are no longer in the ledger are passed over. Returns how many tasks ended.
 create or replace function pgpark._conclude(ids bigint[], statuses text[], reasons text[], results jsonb[])
 returns int
 language plpgsql

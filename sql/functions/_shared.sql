@@ -68,8 +68,11 @@ as $$
 declare
   lot pgpark.pool;
 begin
-  select p.* into lot from pool p where p.name = _lock_pool.name for no key update;
-  if not found then
+  for look in 1 .. 2 loop  -- twice: it may have been dropped and made anew while we waited for its row
+    select p.* into lot from pool p where p.name = _lock_pool.name for no key update;
+    exit when found;
+  end loop;
+  if lot.pool_id is null then
     perform pgpark._unknown_pool(_lock_pool.name);
   end if;
   return lot;
@@ -111,13 +114,13 @@ $$;
 create or replace function pgpark._priority_level(word text) returns smallint
 language sql immutable
 as $$
-  select (array_position(array['low', 'normal', 'high', 'critical'], word) - 1)::smallint;
+  select (array_position(pgpark._priority_names(), word) - 1)::smallint;
 $$;
 
 create or replace function pgpark._priority_word(level smallint) returns text
 language sql immutable
 as $$
-  select (array['low', 'normal', 'high', 'critical'])[level + 1];
+  select (pgpark._priority_names())[level + 1];
 $$;
 
 create or replace function pgpark._secs(secs double precision) returns interval

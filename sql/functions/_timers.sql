@@ -186,8 +186,10 @@ begin
 end
 $$;
 
--- When the next timer of a pool is due, null if it has none.
-create or replace function pgpark._next_due(pool_id int) returns timestamptz
+-- When somebody should look at a pool again: at its next timer, and in a second while a parked task could start. The
+-- latter is a net below the notifications: a claim passes over a task that is being cancelled, and nobody is told
+-- when that cancel is rolled back.
+create or replace function pgpark._next_due(lot pgpark.pool, now_ timestamptz) returns timestamptz
 language plpgsql stable
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -200,9 +202,10 @@ as $$
 begin
   return least(
     (select min(t.deadline) from task t
-     where t.pool_id = _next_due.pool_id and t.state in ('parked', 'delayed') and t.deadline is not null),
-    (select min(t.run_at) from task t where t.pool_id = _next_due.pool_id and t.state = 'delayed'),
+     where t.pool_id = lot.pool_id and t.state in ('parked', 'delayed') and t.deadline is not null),
+    (select min(t.run_at) from task t where t.pool_id = lot.pool_id and t.state = 'delayed'),
     (select min(t.lease_until) from task t
-     where t.pool_id = _next_due.pool_id and t.state in ('running', 'cancelling')));
+     where t.pool_id = lot.pool_id and t.state in ('running', 'cancelling')),
+    case when pgpark._may_start(lot, now_) then now_ + interval '1 second' end);
 end
 $$;

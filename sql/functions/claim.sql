@@ -23,6 +23,7 @@ declare
   slots int := coalesce(park_claim.max_tasks, 1);
   started bigint[];
   found_ bigint[];
+  any_started boolean := false;
 begin
   perform pgpark._require_read_committed();
   perform pgpark._check_worker(park_claim.worker, park_claim.max_units);
@@ -32,28 +33,27 @@ begin
 
   lot := pgpark._lock_pool(park_claim.pool);
   now_ := pgpark._now();
-  perform pgpark._seen(lot.pool_id, park_claim.worker, park_claim.max_units, now_);
   perform pgpark._expire(lot.pool_id, now_, bite => 500);
   perform pgpark._promote(lot, now_, bite => 500);
   perform pgpark._reclaim(lot, now_, bite => 500);
-  if lot.state in ('paused', 'disabled') then
-    return;
-  end if;
 
-  loop
+  while lot.state in ('active', 'draining') loop
     free := pgpark._free_units(lot, park_claim.worker, park_claim.max_units);
     exit when free < 1 or slots < 1;
     now_ := pgpark._now();  -- after the units were summed: what was freed for these tasks ended before they start
     started := pgpark._start(lot, pgpark._pick(lot, now_, free, slots), park_claim.worker, now_);
     exit when cardinality(started) = 0;
+    any_started := true;
 
-    -- The payload is where pgmq keeps it. A message that somebody deleted there takes its task with it.
+    -- The payload is where pgmq keeps it. A message that somebody deleted there takes its task with it, and so does
+    -- one that is another task's: a queue that lost its numbering would hand out foreign payloads.
     found_ := array[]::bigint[];
     for task_id, attempt, payload, priority, units, tenant, user_id, session_id, deadline, created_at in
       execute format(
         'select t.task_id, t.attempt, m.message -> ''payload'', pgpark._priority_word(t.priority), t.units, t.tenant, '
         't.user_id, t.session_id, t.deadline, t.created_at '
         'from pgpark.task t join pgmq.%I m using (msg_id) where t.task_id = any ($1) '
+        'and m.message #>> ''{metadata,task_id}'' = t.task_id::text '
         'order by t.priority desc, t.task_id', 'q_' || lot.queue_name)
       using started
     loop
@@ -61,10 +61,17 @@ begin
       return next;
     end loop;
     slots := slots - cardinality(found_);
-    exit when cardinality(found_) = cardinality(started);
     perform pgpark._conclude_all(
       array(select s.id from unnest(started) as s (id) where s.id <> all (found_)), 'dropped', 'payload lost');
+    exit when cardinality(found_) = cardinality(started) and cardinality(started) < pgpark._longest_walk();
   end loop;
+
+  -- A head that started no longer holds up those behind it, and a worker that looked in vain meanwhile must look
+  -- again: there is no submit or finish to tell it.
+  if any_started and pgpark._may_start(lot, pgpark._now()) then
+    perform pgpark._wake(lot.name);
+  end if;
+  perform pgpark._seen(lot.pool_id, park_claim.worker, park_claim.max_units, now_);
 end
 $$;
 
@@ -141,9 +148,22 @@ begin
 end
 $$;
 
--- Chooses, in rank order, what starts. The first task that does not fit is the head: past it at most max_bypass
--- tasks may start in its whole life (task.bypassed counts them), then capacity is held until it starts.
--- The window bounds how far a claim looks past the head.
+-- How many tasks one walk looks at: from the front, and behind a head. Bounds what a claim costs, whatever waits.
+create or replace function pgpark._longest_walk() returns int
+language sql immutable
+as $$
+  select 10000;
+$$;
+
+create or replace function pgpark._bypass_window() returns int
+language sql immutable
+as $$
+  select 1000;
+$$;
+
+-- Chooses, in rank order, what starts, and locks it. The first task that does not fit is the head: past it at most
+-- max_bypass tasks may start in its whole life (task.bypassed counts them), then capacity is held until it starts.
+-- A task that somebody else holds this moment (a cancel that is not committed) is passed over as if it were gone.
 create or replace function pgpark._pick(lot pgpark.pool, now_ timestamptz, free bigint, slots int) returns bigint[]
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -158,55 +178,82 @@ as $$
 declare
   candidate record;
   picked bigint[] := array[]::bigint[];
+  late bigint[] := array[]::bigint[];
   oversized bigint[] := array[]::bigint[];
   head bigint;
-  passes int;         -- how many more tasks may start past the head
+  passes int;       -- how many more tasks may start past the head
   passed int := 0;
-  looked int := 0;    -- tasks seen behind the head
-  bypass_window constant int := 1000;
+  looked int := 0;  -- tasks seen behind the head
 begin
   for candidate in
-    select t.task_id, t.units, t.bypassed
+    select t.task_id, t.units, t.bypassed, t.deadline
     from task t
     where t.pool_id = lot.pool_id
       and t.state = 'parked'
-      and (t.deadline is null or t.deadline > now_)
     order by t.priority desc, t.task_id
-    limit 10000  -- tells the planner that this is a walk from the front, not a sort of the whole lot
+    limit 10000  -- _longest_walk(), as a constant: so the planner knows that this is a walk and not a sort
   loop
-    if candidate.units > lot.max_units then
+    if head is not null then
+      looked := looked + 1;
+      exit when looked > pgpark._bypass_window();
+      continue when candidate.units > free;
+    end if;
+    perform from task t where t.task_id = candidate.task_id and t.state = 'parked' for update skip locked;
+    continue when not found;
+    if candidate.deadline <= now_ then
+      late := late || candidate.task_id;
+      exit when cardinality(late) >= 1000;  -- a bite; the rest is due too, so the next claim comes at once
+    elsif candidate.units > lot.max_units then
       -- Put back into a pool that was shrunk meanwhile: it would hold up the lot for ever.
       oversized := oversized || candidate.task_id;
-      continue;
     elsif candidate.units <= free then
       picked := picked || candidate.task_id;
       free := free - candidate.units;
-      if head is not null then
-        passed := passed + 1;
-      end if;
-    elsif head is null then
+      passed := passed + (head is not null)::int;
+    else
       head := candidate.task_id;
       passes := lot.max_bypass - candidate.bypassed;
     end if;
-    if head is not null then
-      looked := looked + 1;
-    end if;
-    exit when free < 1
-           or cardinality(picked) >= slots
-           or (head is not null and (passed >= passes or looked >= bypass_window));
+    exit when free < 1 or cardinality(picked) >= slots or passed >= passes;
   end loop;
   if passed > 0 then
     update task t set bypassed = t.bypassed + passed where t.task_id = head;
   end if;
-  perform pgpark._conclude_all(
-    array(select t.task_id from task t where t.task_id = any (oversized) and t.state = 'parked' for update skip locked),
-    'dropped', 'too_large');
+  perform pgpark._conclude_all(late, 'expired', 'deadline_expired');
+  perform pgpark._conclude_all(oversized, 'dropped', 'too_large');
   return picked;
 end
 $$;
 
--- Marks these parked tasks as running and returns those that were still there: one that is being cancelled by
--- somebody else this moment is passed over.
+-- Whether a parked task would start now on a worker with room enough: the first one fits what is free in the pool.
+create or replace function pgpark._may_start(lot pgpark.pool, now_ timestamptz) returns boolean
+language plpgsql stable
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+as $$
+#variable_conflict use_column
+declare
+  first_ record;
+begin
+  if lot.state in ('paused', 'disabled') then
+    return false;
+  end if;
+  select t.units, t.bypassed into first_
+  from task t
+  where t.pool_id = lot.pool_id
+    and t.state = 'parked'
+  order by t.priority desc, t.task_id
+  limit 1;
+  return found
+         and pgpark._free_units(lot, null, null)
+             >= case when first_.bypassed < lot.max_bypass then 1 else first_.units end;
+end
+$$;
+
+-- Marks tasks that _pick has locked as running, and returns them.
 create or replace function pgpark._start(lot pgpark.pool, ids bigint[], worker text, now_ timestamptz) returns bigint[]
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -217,30 +264,16 @@ set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 #variable_conflict use_column
-declare
-  started bigint[];
 begin
-  with candidate as (
-    select t.task_id
-    from task t
-    where t.task_id = any (ids)
-      and t.state = 'parked'
-    for update skip locked
-  ),
-  started as (
-    update task t
-    set state = 'running',
-        attempt = t.attempt + 1,
-        bypassed = 0,
-        worker = _start.worker,
-        started_at = now_,
-        lease_until = now_ + pgpark._secs(lot.lease_secs),
-        run_until = now_ + pgpark._secs(lot.run_timeout_secs)
-    from candidate c
-    where t.task_id = c.task_id
-    returning t.task_id
-  )
-  select coalesce(array_agg(s.task_id), '{}') into started from started s;
-  return started;
+  update task t
+  set state = 'running',
+      attempt = t.attempt + 1,
+      bypassed = 0,
+      worker = _start.worker,
+      started_at = now_,
+      lease_until = now_ + pgpark._secs(lot.lease_secs),
+      run_until = now_ + pgpark._secs(lot.run_timeout_secs)
+  where t.task_id = any (ids);
+  return ids;
 end
 $$;

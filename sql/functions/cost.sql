@@ -11,7 +11,7 @@ begin
   if model is null then
     raise exception 'pool % has no cost_model', quote_literal(lot.name)
       using errcode = '22023', hint = 'Give it one with park_put_pool: model_vram_gb, kv_per_token_mb, max_batch_tokens.';
-  elsif coalesce(least(prompt_tokens, max_tokens), -1) < 0 or prompt_tokens is null or max_tokens is null then
+  elsif prompt_tokens is null or max_tokens is null or least(prompt_tokens, max_tokens) < 0 then
     raise exception 'prompt_tokens and max_tokens must be whole numbers of at least 0, not % and %',
                     coalesce(prompt_tokens::text, 'NULL'), coalesce(max_tokens::text, 'NULL')
       using errcode = '22023';
@@ -19,7 +19,7 @@ begin
   return greatest(1, ceil(
     (model ->> 'model_vram_gb')::numeric
     + (model ->> 'kv_per_token_mb')::numeric
-      * least(prompt_tokens::bigint + max_tokens, (model ->> 'max_batch_tokens')::bigint) / 1024))::int;
+      * least(prompt_tokens::bigint + max_tokens, (model ->> 'max_batch_tokens')::numeric) / 1024))::int;
 end
 $$;
 

@@ -16,25 +16,33 @@ declare
   lot pgpark.pool := pgpark._pool(park_explain.pool);
   candidate record;
   rank_ int := 0;
+  now_ timestamptz := pgpark._now();
   free bigint := pgpark._free_units(lot, null, null);
-  largest bigint := pgpark._largest_worker(lot, pgpark._now());
+  largest bigint := pgpark._largest_worker(lot, now_);
   head_found boolean := false;
   passes int := 0;
+  looked int := 0;  -- tasks seen behind the head
 begin
+  if coalesce(max_tasks, 0) < 1 then
+    raise exception 'max_tasks must be at least 1, not %', coalesce(max_tasks::text, 'NULL') using errcode = '22023';
+  end if;
   for candidate in
     select t.task_id, t.units, t.bypassed
     from task t
     where t.pool_id = lot.pool_id
       and t.state = 'parked'
+      and t.units <= lot.max_units  -- what is larger, and what is late, ends at the next claim
+      and (t.deadline is null or t.deadline > now_)
     order by t.priority desc, t.task_id
     limit max_tasks
   loop
     task_id := candidate.task_id;
     "position" := rank_;
     rank_ := rank_ + 1;
+    looked := looked + head_found::int;
     if lot.state in ('paused', 'disabled') then
       why := 'paused';
-    elsif head_found and passes < 1 then
+    elsif head_found and (passes < 1 or looked > pgpark._bypass_window()) then
       why := 'held for head';
     elsif candidate.units <= least(free, largest) then
       why := 'may start';
@@ -64,7 +72,7 @@ comment on function pgpark.park_explain is
 'For the first parked tasks of a pool in rank order, then for delayed ones: task_id, position (how many are ahead; null
 for delayed) and why it is not running: may start (a free worker will take it), no units (the head, or a task that does
 not fit either), held for head, worker capacity (the pool has room, no live worker has), delayed, paused.
-Errors: 42704.';
+Errors: 22023, 42704.';
 
 -- The most that one task could get on the live worker with the most room; null when no worker sets a limit.
 create or replace function pgpark._largest_worker(lot pgpark.pool, now_ timestamptz) returns bigint

@@ -78,20 +78,34 @@ language plpgsql immutable
 set search_path = pgpark, pg_temp
 as $$
 declare
-  bad bigint;
+  bad record;
+  keys constant text[] := array['task_id', 'attempt', 'status', 'result', 'reason'];
 begin
   if jsonb_typeof(outcomes) is distinct from 'array' then
     raise exception 'outcomes must be a JSON array, not %', coalesce(jsonb_typeof(outcomes), 'NULL')
       using errcode = '22023', hint = 'For example: [{"task_id": 1, "attempt": 1, "result": {"answer": 42}}]';
   end if;
-  select min(e.ord) into bad
+  select e.ord, c.complaint into bad
   from jsonb_array_elements(outcomes) with ordinality as e (element, ord)
-  where jsonb_typeof(e.element) <> 'object'
-     or coalesce(e.element ->> 'task_id', '') !~ '^[0-9]{1,18}$'
-     or coalesce(e.element ->> 'attempt', '') !~ '^[0-9]{1,9}$';
-  if bad is not null then
-    raise exception 'element %: an outcome is an object with task_id and attempt as whole numbers', bad
-      using errcode = '22023', detail = format('element %s', bad);
+  cross join lateral (
+    select case
+      when jsonb_typeof(e.element) <> 'object'
+           or coalesce(e.element ->> 'task_id', '') !~ '^[0-9]{1,18}$'
+           or coalesce(e.element ->> 'attempt', '') !~ '^[0-9]{1,9}$' then
+        'an outcome is an object with task_id and attempt as whole numbers'
+      when e.element - keys <> '{}' then
+        format('unknown key %L; an outcome has %s',
+               (select min(k) from jsonb_object_keys(e.element - keys) k), array_to_string(keys, ', '))
+      when jsonb_typeof(e.element -> 'reason') not in ('string', 'null') then
+        format('reason must be a string, not %s', e.element -> 'reason')
+    end as complaint
+  ) c
+  where c.complaint is not null
+  order by e.ord
+  limit 1;
+  if found then
+    raise exception 'element %: %', bad.ord, bad.complaint
+      using errcode = '22023', detail = format('element %s', bad.ord);
   end if;
   perform pgpark._check_finish(e.element ->> 'status', e.ord)
   from jsonb_array_elements(outcomes) with ordinality as e (element, ord);

@@ -14,16 +14,13 @@ as $$
 declare
   lot pgpark.pool := pgpark._pool(park_heartbeat.pool);
   now_ timestamptz := pgpark._now();
-  going bigint[];
 begin
   perform pgpark._require_read_committed();
   perform pgpark._check_worker(park_heartbeat.worker, null);
-  perform pgpark._seen(lot.pool_id, park_heartbeat.worker,
-                       (select w.max_units from worker w
-                        where w.pool_id = lot.pool_id and w.worker = park_heartbeat.worker), now_);
 
   -- A task that ran out of time gets no more leases once the last one has lapsed: a worker that does not stop it
-  -- loses it then. One that is being cancelled keeps its units for as long as its worker says it is there.
+  -- loses it then. One that is being cancelled keeps its units for as long as its worker says it is there. A row that
+  -- somebody else holds is passed over: one open transaction must not cost the others their leases.
   with mine as (
     select t.task_id
     from task t
@@ -31,23 +28,30 @@ begin
       and t.pool_id = lot.pool_id
       and t.worker = park_heartbeat.worker
       and t.state in ('running', 'cancelling')
-    order by t.task_id
-    for update
-  ),
-  renewed as (
-    update task t
-    set lease_until = case when t.run_until <= now_ then t.lease_until
-                           else now_ + pgpark._secs(lot.lease_secs) end
-    from mine m
-    where t.task_id = m.task_id
-    returning t.task_id, t.state = 'running' and coalesce(t.run_until > now_, true) as goes_on
+      and (t.run_until is null or t.run_until > now_ or t.state = 'cancelling')
+    for update skip locked
   )
-  select array_agg(r.task_id) filter (where r.goes_on) into going from renewed r;
+  update task t
+  set lease_until = now_ + pgpark._secs(lot.lease_secs)
+  from mine m
+  where t.task_id = m.task_id;
+
+  -- The worker's row after the tasks' rows, as in park_claim, so that the two cannot deadlock.
+  perform pgpark._seen(lot.pool_id, park_heartbeat.worker,
+                       (select w.max_units from worker w
+                        where w.pool_id = lot.pool_id and w.worker = park_heartbeat.worker), now_);
 
   return query
   select distinct i.id
   from unnest(park_heartbeat.task_ids) as i (id)
-  where i.id <> all (coalesce(going, '{}'));
+  where i.id is not null
+    and not exists (
+      select from task t
+      where t.task_id = i.id
+        and t.pool_id = lot.pool_id
+        and t.worker = park_heartbeat.worker
+        and t.state = 'running'
+        and (t.run_until is null or t.run_until > now_));
 end
 $$;
 

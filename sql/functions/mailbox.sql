@@ -9,6 +9,8 @@ create or replace function pgpark.park_fetch(
 returns setof pgpark.message
 language plpgsql stable
 set search_path = pgpark, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 begin

@@ -54,9 +54,9 @@ begin
       promoted := promoted + pgpark._promote(lot, now_, bite => 1000);
       reclaimed := reclaimed + pgpark._reclaim(lot, now_, bite => 1000);
       perform pgpark._fold_tally(lot.pool_id);
-      delete from worker w where w.pool_id = lot.pool_id and w.seen_at < now_ - interval '1 day';
+      perform pgpark._forget_workers(lot.pool_id, now_);
     end if;
-    next_due := least(next_due, pgpark._next_due(lot.pool_id));
+    next_due := least(next_due, pgpark._next_due(lot, now_));
   end loop;
   if pgpark._try_maintenance(0) then
     purged := pgpark._purge(now_, bite => 1000);
@@ -67,7 +67,8 @@ $$;
 comment on function pgpark.park_maintain is
 'Does what time has made due in a pool (null: in all), at most 1000 of each kind: deadlines expire, lapsed leases are
 reclaimed, delayed tasks park, outcomes older than mailbox.ttl_secs are purged. Returns one row with how many of each,
-and next_due, the time of the next timer (null: none; in the past: call again). Safe to run anywhere, at once, or from
+and next_due, when to look again: the next deadline, lease or delayed task (in the past: call again), a second from now
+while a parked task could start that nobody has claimed, null for none of these. Safe to run anywhere, at once, or from
 pg_cron. Errors: 42704, 25001.';
 
 -- Pool id 0 stands for what belongs to no pool.
@@ -77,6 +78,27 @@ set search_path = pgpark, pg_temp
 as $$
 begin
   return pg_try_advisory_xact_lock(1885826932, pool_id);
+end
+$$;
+
+-- Rows of workers that were not seen for a day and hold nothing.
+create or replace function pgpark._forget_workers(pool_id int, now_ timestamptz) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  delete from worker w
+  where (w.pool_id, w.worker) in (
+    select g.pool_id, g.worker
+    from worker g
+    where g.pool_id = _forget_workers.pool_id
+      and g.seen_at < now_ - interval '1 day'
+      and not exists (select from task t
+                      where t.pool_id = g.pool_id
+                        and t.state in ('running', 'cancelling')
+                        and t.worker = g.worker)
+    for update skip locked);
 end
 $$;
 

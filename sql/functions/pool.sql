@@ -37,7 +37,8 @@ begin
   if before = after_ then
     return 'unchanged';
   end if;
-  if after_.max_units < before.max_units then
+  if after_.max_units < before.max_units
+     or after_.max_queue_depth < coalesce(before.max_queue_depth, after_.max_queue_depth + 1) then
     perform pgpark._lock_entrance(before.pool_id, alone => true);
   end if;
   perform pgpark._lock_pool(park_put_pool.name);
@@ -86,7 +87,7 @@ set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  lot pgpark.pool := pgpark._pool(park_set_pool_state.name);
+  lot pgpark.pool;
 begin
   perform pgpark._require_read_committed();
   if park_set_pool_state.state in ('active', 'paused', 'draining', 'disabled') is not true then
@@ -94,10 +95,12 @@ begin
                     coalesce(quote_literal(park_set_pool_state.state), 'NULL')
       using errcode = '22023';
   end if;
+  perform pgpark._lock_entrance(0, alone => true);
+  lot := pgpark._pool(park_set_pool_state.name);
   if park_set_pool_state.state in ('draining', 'disabled') then
     perform pgpark._lock_entrance(lot.pool_id, alone => true);
   end if;
-  lot := pgpark._lock_pool(park_set_pool_state.name);
+  perform pgpark._lock_pool(park_set_pool_state.name);
   update pool p set state = park_set_pool_state.state where p.pool_id = lot.pool_id;
   perform pgpark._wake(lot.name);
 end
@@ -114,13 +117,14 @@ set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  lot pgpark.pool := pgpark._pool(park_drop_pool.name);
+  lot pgpark.pool;
   live bigint[];
 begin
   perform pgpark._require_read_committed();
   perform pgpark._lock_entrance(0, alone => true);
+  lot := pgpark._pool(park_drop_pool.name);
   perform pgpark._lock_entrance(lot.pool_id, alone => true);
-  lot := pgpark._lock_pool(park_drop_pool.name);
+  perform pgpark._lock_pool(park_drop_pool.name);
   live := array(select t.task_id from task t where t.pool_id = lot.pool_id order by t.task_id for update);
   if cardinality(live) > 0 and not coalesce(force, false) then
     raise exception 'pool % still has % live tasks', quote_literal(lot.name), cardinality(live)
@@ -274,11 +278,11 @@ begin
       using errcode = '22023', hint = 'For example: {"max_units": 24}';
   end if;
 
-  with recursive setting (path, value) as (
-    select e.key, e.value
+  with recursive setting (path, value, dotted) as (
+    select e.key, e.value, e.key like '%.%'
     from jsonb_each(config) e
     union all
-    select s.path || '.' || e.key, e.value
+    select s.path || '.' || e.key, e.value, s.dotted or e.key like '%.%'
     from setting s
     join pgpark._config_keys() k on k.path = s.path and k.kind = 'object' and jsonb_typeof(s.value) = 'object'
     cross join lateral jsonb_each(s.value) e
@@ -286,7 +290,7 @@ begin
   checked as (
     select s.path,
       case
-        when k.path is null then 'is no key of a pool; here belong: '
+        when k.path is null or s.dotted then 'is no key of a pool; here belong: '
              || (select string_agg(n.path, ', ') from pgpark._config_keys() n
                  where coalesce(substring(n.path from '^(.*)\.'), '') = coalesce(substring(s.path from '^(.*)\.'), ''))
         when s.value = 'null' then null  -- as if it were left out
@@ -298,6 +302,7 @@ begin
         when k.kind in ('integer', 'number') and (
                jsonb_typeof(s.value) <> 'number'
                or not (s.value::text::numeric between k.least_value and 1000000000)
+               or (s.value::text::numeric > 0 and s.value::text::numeric < 0.000001)
                or (k.kind = 'integer' and s.value::text::numeric % 1 <> 0)) then
           format('must be a %s from %s to 1000000000, not %s',
                  case k.kind when 'integer' then 'whole number' else 'number' end, k.least_value, s.value)
@@ -318,7 +323,8 @@ begin
     raise exception 'pools.%.max_units is missing', _check_config.name
       using errcode = '22023', hint = 'How many units may be in use at once, for example {"max_units": 24}.';
   elsif jsonb_typeof(config -> 'cost_model') = 'object'
-        and not (config -> 'cost_model') ?& array['model_vram_gb', 'kv_per_token_mb', 'max_batch_tokens'] then
+        and not jsonb_strip_nulls(config -> 'cost_model')
+                ?& array['model_vram_gb', 'kv_per_token_mb', 'max_batch_tokens'] then
     raise exception 'pools.%.cost_model needs model_vram_gb, kv_per_token_mb and max_batch_tokens', _check_config.name
       using errcode = '22023';
   end if;
@@ -339,6 +345,11 @@ begin
   end if;
   if queue_type = 'in_memory' then
     perform pgmq.create_unlogged(_create_queue.queue_name);
+    -- From 15 on the sequence of an unlogged table is unlogged too: after a crash it would start again, and new
+    -- messages would get the numbers that old tasks refer to.
+    if current_setting('server_version_num')::int >= 150000 then
+      execute format('alter sequence pgmq.%I set logged', 'q_' || _create_queue.queue_name || '_msg_id_seq');
+    end if;
   else
     perform pgmq.create(_create_queue.queue_name);
   end if;

@@ -40,4 +40,5 @@ $$;
 
 comment on function pgpark.park_release is
 'Puts a running task back in its old place; counts neither as a failure nor as a lost worker. Returns false when this
-attempt no longer holds the task; then nothing was changed. Errors: 25001.';
+attempt no longer holds the task; then nothing was changed. One that is being cancelled is dropped instead.
+Errors: 25001.';

@@ -28,7 +28,8 @@ begin
            (select count(*)::int from task t where t.pool_id = p.pool_id and t.state = 'delayed') as delayed
   ) waiting
   cross join lateral (
-    -- The oldest of each priority stands at the front of its part of the rank index.
+    -- The oldest of each priority stands at the front of its part of the rank index; ordered as the index is, so that
+    -- it is what the planner takes.
     select min(f.created_at) as created_at
     from generate_series(0, 3) as g (priority)
     cross join lateral (
@@ -36,8 +37,8 @@ begin
       from task t
       where t.pool_id = p.pool_id
         and t.state = 'parked'
-        and t.priority = g.priority::smallint
-      order by t.task_id
+        and t.priority between g.priority::smallint and g.priority::smallint
+      order by t.priority desc, t.task_id
       limit 1
     ) f
   ) oldest

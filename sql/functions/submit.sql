@@ -84,11 +84,17 @@ language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 declare
-  lot pgpark.pool := pgpark._pool(_enter_pool.name);
+  seen pgpark.pool;
+  lot pgpark.pool;
 begin
   perform pgpark._require_read_committed();
-  perform pgpark._lock_entrance(lot.pool_id, alone => false);
-  return pgpark._pool(_enter_pool.name);  -- as it is now that nobody can close it
+  loop
+    seen := pgpark._pool(_enter_pool.name);
+    perform pgpark._lock_entrance(seen.pool_id, alone => false);
+    lot := pgpark._pool(_enter_pool.name);  -- as it is now that nobody can close it
+    exit when lot.pool_id = seen.pool_id;   -- else it was dropped and made anew while we waited
+  end loop;
+  return lot;
 end
 $$;
 
@@ -141,7 +147,8 @@ begin
         format('unknown key %L; a task has %s',
                (select min(k) from jsonb_object_keys(e.element - keys) k), array_to_string(keys, ', '))
       when jsonb_typeof(e.element -> 'units') not in ('number', 'null')
-           or (e.element ->> 'units')::text !~ '^[0-9]{1,9}(\.0*)?$' then
+           or e.element ->> 'units' !~ '^[0-9]{1,10}([.]0*)?$'
+           or (e.element ->> 'units')::numeric > 2147483647 then
         format('units must be a whole number of at least 1, not %s', e.element -> 'units')
       when jsonb_typeof(e.element -> 'priority') not in ('string', 'null') then
         format('unknown priority %s; use %s', e.element -> 'priority',
@@ -194,7 +201,7 @@ begin
   perform (value #>> '{}')::timestamptz;
   return true;
 exception
-  when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
+  when data_exception then
     return false;
 end
 $$;
@@ -239,9 +246,15 @@ begin
     from unnest(drafts) d
     order by d.ord);
 
+  -- Submits into a pool with a depth take turns from here on, which makes the count below exact. Before the keys, so
+  -- that everybody waits for the two in one order.
+  if lot.max_queue_depth is not null and array_position(refusals, null) is not null then
+    perform pgpark._lock_depth(lot.pool_id);
+  end if;
+
   -- Keys. The first to insert one owns it; a second one waits here for the first to commit. A known key wins over a
   -- refusal: a client that repeats its call late must learn of its first task.
-  if exists (select from unnest(drafts) d where d.idempotency_key is not null) then
+  while exists (select from unnest(drafts) d where d.idempotency_key is not null) loop
     insert into submission_key (pool_id, idempotency_key, task_id)
     select lot.pool_id, d.idempotency_key, d.task_id
     from unnest(drafts) d
@@ -250,20 +263,31 @@ begin
     order by d.idempotency_key, d.ord  -- one order for everybody, so that two batches cannot deadlock
     on conflict do nothing;
 
+    -- Held until we commit, so that no acknowledgement takes a key away from under its duplicate.
+    perform from submission_key k
+    where k.pool_id = lot.pool_id
+      and k.idempotency_key = any (array(select d.idempotency_key from unnest(drafts) d))
+    order by k.idempotency_key
+    for key share;
     owners := array(
-      select coalesce(k.task_id, d.task_id)
+      select case when d.idempotency_key is null or (k.task_id is null and refusals[d.ord] is not null) then d.task_id
+                  else k.task_id end
       from unnest(drafts) d
       left join submission_key k on k.pool_id = lot.pool_id and k.idempotency_key = d.idempotency_key
       order by d.ord);
-    refusals := array(
-      select case when owners[d.ord] <> d.task_id then 'duplicate' else refusals[d.ord] end
-      from unnest(drafts) d
-      order by d.ord);
-  end if;
+    continue when array_position(owners, null) is not null;  -- one was acknowledged between insert and look
 
-  -- Depth. Submits into a pool that has a limit happen one after another, which makes the count exact.
+    -- A duplicate is one whose key belongs to a task from before, or to an earlier one of this batch.
+    refusals := array(
+      select case when owners[d.ord] <> d.task_id and coalesce(o.ord < d.ord, true) then 'duplicate'
+                  else refusals[d.ord] end
+      from unnest(drafts) d
+      left join unnest(drafts) o on o.task_id = owners[d.ord]
+      order by d.ord);
+    exit;
+  end loop;
+
   if lot.max_queue_depth is not null and array_position(refusals, null) is not null then
-    perform pgpark._lock_depth(lot.pool_id);
     select lot.max_queue_depth - count(*) into room
     from (
       select from task t where t.pool_id = lot.pool_id and t.state = 'parked'

@@ -163,6 +163,31 @@ def test_each_claim_of_a_task_has_the_next_attempt_number(db: Database) -> None:
         assert db.value("select pgpark.park_release(%s, %s)", task, attempt)
 
 
+def test_tasks_past_their_deadline_in_front_do_not_hide_the_rest(db: Database) -> None:
+    db.pool(max_units=1)
+    db.freeze()
+    blocker = db.parked(deadline=db.after(1000))
+    db.claim()
+    db.rows(
+        "select from pgpark.park_submit_many('gpu', (select jsonb_agg(jsonb_build_object('payload', 1,"
+        " 'priority', 'high', 'deadline', pgpark._now() + interval '1 minute')) from generate_series(1, 1800)))"
+    )
+    fine = db.parked()
+    db.finish(blocker)
+    db.advance(60)
+    assert db.claimed() == [] and db.maintain("gpu")["next_due"] <= db.after(0), "a bite, and more at once"
+    assert db.claimed() == [fine]
+    assert db.stats()["expired"] == 1800
+
+
+def test_a_message_of_another_task_is_never_handed_out(db: Database) -> None:
+    db.pool()
+    mine, other = db.parked(payload="mine", tenant="a"), db.parked(payload="secret", tenant="b")
+    db.rows("update pgpark.task set msg_id = (select max(msg_id) from pgmq.q_gpu) where task_id = %s returning 1", mine)
+    assert [(row["task_id"], row["payload"]) for row in db.claim()] == [(other, "secret")]
+    assert db.outcome(mine) == ("dropped", "payload lost")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

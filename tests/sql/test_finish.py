@@ -103,6 +103,8 @@ def test_a_batch_may_span_pools(db: Database) -> None:
         ([5], "element 1: an outcome is an object with task_id and attempt"),
         ([{"task_id": 1}], "element 1: an outcome is an object with task_id and attempt"),
         ([{"task_id": 1, "attempt": "x"}], "element 1: an outcome is an object"),
+        ([{"task_id": 1, "attempt": 1, "satus": "failed"}], "element 1: unknown key 'satus'; an outcome has task_id, "),
+        ([{"task_id": 1, "attempt": 1, "reason": {}}], "element 1: reason must be a string, not {}"),
         (
             [{"task_id": 1, "attempt": 1}, {"task_id": 1, "attempt": 1, "status": "expired"}],
             "element 2: unknown status",

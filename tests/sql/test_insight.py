@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import psycopg
+import pytest
+
 from tests.conftest import Database
 
 
@@ -125,3 +128,20 @@ def test_explain_tells_when_only_the_workers_are_too_small(db: Database) -> None
     assert explained(db) == [(task, 0, "worker capacity")]
     db.rows("select pgpark.park_heartbeat('gpu', 'unlimited', '{}')")
     assert explained(db) == [(task, 0, "may start")]
+
+
+def test_explain_passes_over_what_ends_at_the_next_claim(db: Database) -> None:
+    db.pool(max_units=20)
+    db.freeze()
+    late, large = db.parked(deadline=db.after(5)), db.parked(units=20)
+    db.advance(5)
+    task = db.parked()
+    assert explained(db) == [(large, 0, "may start"), (task, 1, "no units")]
+    assert late not in db.claimed()
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "null"])
+def test_explain_names_an_impossible_limit(db: Database, limit: str) -> None:
+    db.pool()
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="max_tasks must be at least 1"):
+        db.rows(f"select * from pgpark.park_explain('gpu', {limit})")

@@ -141,6 +141,11 @@ def test_a_task_that_comes_back_to_a_shrunk_pool_does_not_block_it(db: Database)
         ),
         ({"max_units": 1, "queue": {"queue_name": "x" * 48}}, "pools.gpu.queue.queue_name must be a name that pgmq"),
         ({"max_units": 1, "cost_model": {}}, "pools.gpu.cost_model needs model_vram_gb, kv_per_token_mb and"),
+        (
+            {"max_units": 1, "cost_model": dict.fromkeys(("model_vram_gb", "kv_per_token_mb", "max_batch_tokens"))},
+            "pools.gpu.cost_model needs model_vram_gb, kv_per_token_mb and",
+        ),
+        ({"max_units": 1, "retry.max_attempts": 5}, "pools.gpu.retry.max_attempts is no key of a pool"),
         ([], "pools.gpu: the config must be a JSON object, not array"),
         (None, "pools.gpu: the config must be a JSON object, not null"),
     ],
@@ -244,6 +249,16 @@ def test_a_request_costs_the_weights_and_its_cache_rounded_up(db: Database) -> N
     assert units(db, 512, 512) == 5  # 4.5 + 0.5
     assert units(db, 512, 513) == 6
     assert units(db, 2_000_000_000, 2_000_000_000) == 7, "4.5 + 4096 tokens at most"
+
+
+def test_numbers_of_a_config_may_be_written_with_a_point(db: Database) -> None:
+    db.pool(cost_model={"model_vram_gb": 1.0, "kv_per_token_mb": 1.0, "max_batch_tokens": 2048.0})
+    assert units(db, 1024, 0) == 2
+
+
+def test_a_number_too_small_to_hold_is_named(db: Database) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"scheduling_slack_secs must be a number from 0"):
+        db.rows("select pgpark.park_put_pool('gpu', '{\"max_units\": 1, \"scheduling_slack_secs\": 1e-400}')")
 
 
 def test_a_request_costs_at_least_one_unit(db: Database) -> None:

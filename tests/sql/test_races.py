@@ -142,7 +142,7 @@ def test_a_lost_lease_against_finish(db: Database, connect: Open) -> None:
     assert db.outcome(task)[0] == "completed"
 
 
-def test_a_heartbeat_against_a_lost_lease(db: Database, connect: Open, background: Run) -> None:
+def test_a_heartbeat_against_a_lost_lease(db: Database, connect: Open) -> None:
     db.pool(lease_secs=10)
     db.freeze()
     task = db.parked()
@@ -151,11 +151,10 @@ def test_a_heartbeat_against_a_lost_lease(db: Database, connect: Open, backgroun
     other = connect()
     db.connection.execute("begin")
     db.maintain()
-    beat = background(
-        other, lambda: other.rows("select * from pgpark.park_heartbeat('gpu', 'w', %s)", [task])
-    ).wait_until_blocked()
+    beat = "select * from pgpark.park_heartbeat('gpu', 'w', %s)"
+    assert other.rows(beat, [task]) == [], "it passes over what somebody else holds"
     db.connection.execute("commit")
-    assert beat.result() == [{"park_heartbeat": task}], "it is told to stop"
+    assert other.rows(beat, [task]) == [{"park_heartbeat": task}], "it is told to stop"
 
 
 def test_submits_against_the_last_free_place(db: Database, connect: Open, background: Run) -> None:
@@ -328,3 +327,146 @@ def test_two_batches_that_finish_the_same_tasks_do_not_deadlock(db: Database, co
     assert db.finish(tasks[1])
     db.connection.execute("commit")
     assert [row["accepted"] for row in waiting.result()] == [False, False]
+
+
+def test_a_heartbeat_renews_the_rest_while_one_task_is_held(db: Database, connect: Open) -> None:
+    db.pool(lease_secs=10)
+    db.freeze()
+    held, other_task = db.parked(), db.parked()
+    db.claim()
+    db.advance(5)
+    other = connect()
+    other.connection.execute("begin")
+    other.value("select pgpark.park_cancel(%s)", held)
+    assert db.rows("select * from pgpark.park_heartbeat('gpu', 'w', %s)", [held, other_task]) == []
+    other.connection.execute("rollback")
+    db.advance(6)
+    assert db.maintain()["reclaimed"] == 1
+    assert db.status(other_task)["status"] == "running"
+
+
+def test_a_task_behind_one_that_is_being_cancelled_starts_in_its_stead(db: Database, connect: Open) -> None:
+    db.pool(max_units=24, max_bypass=5)
+    front, fits, small = db.parked(units=20), db.parked(units=8), db.parked(units=2)
+    other = connect()
+    other.connection.execute("begin")
+    other.value("select pgpark.park_cancel(%s)", front)
+    assert db.claimed(max_tasks=1) == [fits], "not nothing, and not one behind it"
+    other.connection.execute("rollback")
+    assert db.claimed() == [small], "the front is a head now"
+    assert db.value("select bypassed from pgpark.task where task_id = %s", front) == 1
+
+
+def test_a_claim_does_not_wait_for_a_head_that_is_being_cancelled(db: Database, connect: Open) -> None:
+    db.pool(max_units=10, max_bypass=3)
+    db.parked(units=6)
+    db.claim()
+    head, small = db.parked(units=8), db.parked(units=1)
+    other = connect()
+    other.connection.execute("begin")
+    other.value("select pgpark.park_cancel(%s)", head)
+    db.connection.execute("set lock_timeout = '2s'")
+    assert db.claimed() == [small]
+    other.connection.execute("commit")
+
+
+def test_a_rolled_back_cancel_is_noticed_within_a_second(db: Database, connect: Open) -> None:
+    db.pool()
+    db.freeze()
+    task = db.parked()
+    other = connect()
+    other.connection.execute("begin")
+    other.value("select pgpark.park_cancel(%s)", task)
+    assert db.claimed() == []
+    other.connection.execute("rollback")
+    assert db.maintain("gpu")["next_due"] == db.after(1)
+    assert db.claimed() == [task]
+
+
+def test_a_submit_that_waits_while_the_pool_is_made_anew_enters_the_new_one(
+    db: Database, connect: Open, background: Run
+) -> None:
+    db.pool()
+    submitter, closer = connect(), connect()
+    db.connection.execute("begin")
+    db.rows("select pgpark.park_drop_pool('gpu')")
+    db.pool(max_units=30)
+    submitter.connection.execute("begin")
+    submit = background(submitter, submitter.parked).wait_until_blocked()
+    db.connection.execute("commit")
+    task = submit.result()
+    drop = background(closer, lambda: closer.rows("select pgpark.park_drop_pool('gpu', true)")).wait_until_blocked()
+    submitter.connection.execute("commit")
+    drop.result()
+    assert db.outcome(task) == ("dropped", "pool_dropped"), "the drop waited for it and saw it"
+
+
+def test_a_claim_that_waits_while_the_pool_is_made_anew_finds_it(db: Database, connect: Open, background: Run) -> None:
+    db.pool()
+    other = connect()
+    db.connection.execute("begin")
+    db.rows("select pgpark.park_drop_pool('gpu')")
+    db.pool()
+    claim = background(other, other.claimed).wait_until_blocked()
+    db.connection.execute("commit")
+    assert claim.result() == []
+
+
+def test_a_depth_that_is_set_while_submits_are_under_way_holds(db: Database, connect: Open, background: Run) -> None:
+    db.pool()
+    other = connect()
+    db.connection.execute("begin")
+    for _ in range(3):
+        db.parked()
+    cap = background(other, lambda: other.pool(max_queue_depth=5)).wait_until_blocked()
+    db.connection.execute("commit")
+    cap.result()
+    assert [db.submit()["accepted"] for _ in range(3)] == [True, True, False]
+
+
+def test_a_key_that_is_acknowledged_during_a_submit_makes_one_task(
+    db: Database, connect: Open, background: Run
+) -> None:
+    db.pool()
+    ended = db.parked(idempotency_key="k1")
+    db.claim()
+    db.finish(ended)
+    holder, submitter = connect(), connect()
+    holder.connection.execute("begin")
+    holder.parked(idempotency_key="k2")
+    batch = psycopg.types.json.Jsonb([{"payload": 1, "idempotency_key": key} for key in ("k1", "k2")])
+    submit = background(
+        submitter, lambda: submitter.rows("select * from pgpark.park_submit_many('gpu', %s)", batch)
+    ).wait_until_blocked()
+    db.rows("select pgpark.park_ack(array(select message_id from pgpark.park_result(%s)))", ended)
+    holder.connection.execute("rollback")
+    submit.result()
+    assert db.submit(idempotency_key="k1")["reason"] == "duplicate"
+    assert db.value("select count(*) from pgpark.task where idempotency_key = 'k1'") == 1
+
+
+def test_two_submits_with_keys_into_a_capped_pool_do_not_deadlock(db: Database, connect: Open, background: Run) -> None:
+    db.pool(max_queue_depth=10)
+    other = connect()
+    db.connection.execute("begin")
+    db.parked(idempotency_key="a")
+    waiting = background(other, lambda: other.submit(idempotency_key="b")).wait_until_blocked()
+    first = db.parked(idempotency_key="b")
+    db.connection.execute("commit")
+    assert waiting.result()["task_id"] == first
+
+
+def test_finish_and_claim_in_one_transaction_do_not_deadlock_with_a_heartbeat(
+    db: Database, connect: Open, background: Run
+) -> None:
+    db.pool()
+    task, _ = db.parked(), db.parked()
+    db.claim(max_tasks=1)
+    db.rows("update pgpark.worker set seen_at = seen_at - interval '1 minute' returning 1")
+    other = connect()
+    db.connection.execute("begin")
+    db.finish(task)
+    db.claim()
+    beat = background(other, lambda: other.rows("select * from pgpark.park_heartbeat('gpu', 'w', %s)", [task]))
+    db.connection.execute("commit")
+    assert beat.result() == [{"park_heartbeat": task}]

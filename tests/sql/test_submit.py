@@ -197,6 +197,12 @@ def test_a_key_twice_in_one_batch_that_finds_no_room_is_refused_twice(db: Databa
     assert db.value("select count(*) from pgpark.submission_key") == 0
 
 
+def test_a_refused_element_is_no_duplicate_of_a_later_one(db: Database) -> None:
+    db.pool(max_units=4)
+    rows = submit_many(db, [{"payload": 1, "units": 5, "idempotency_key": "k"}, {"payload": 1, "idempotency_key": "k"}])
+    assert [row["reason"] for row in rows] == ["too_large", None]
+
+
 # -- the caller's transaction ----------------------------------------------------------------------------------------
 
 
@@ -259,6 +265,7 @@ def test_an_unknown_pool_is_named_with_those_that_exist(db: Database) -> None:
         ({"payload": 1, "priority": 3}, "unknown priority 3"),
         ({"payload": 1, "priority": "x"}, "unknown priority 'x'"),
         ({"payload": 1, "deadline": "soon"}, 'deadline must be a time such as "2030-01-31T12:00:00Z", not "soon"'),
+        ({"payload": 1, "deadline": "2030-01-01 10:00:00+99"}, "deadline must be a time such as"),
         ({"payload": 1, "run_at": 5}, "run_at must be a time"),
         ({"payload": 1, "run_at": "infinity"}, "run_at must be a time"),
         ({"payload": 1, "tenant": 5}, "tenant must be a string, not 5"),

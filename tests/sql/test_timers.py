@@ -229,10 +229,10 @@ def test_prune_moves_more_than_one_bite(frozen: Database) -> None:
 
 
 def test_maintain_reports_each_timer_and_the_next(frozen: Database) -> None:
-    frozen.pool(lease_secs=10)
-    running(frozen)
-    frozen.parked(deadline=frozen.after(5))
-    frozen.parked(run_at=frozen.after(3))
+    frozen.pool(lease_secs=10, max_units=2)
+    running(frozen, units=2)
+    frozen.parked(units=2, deadline=frozen.after(5))
+    frozen.parked(units=2, run_at=frozen.after(3), deadline=frozen.after(1000))
     report = frozen.maintain("gpu")
     assert report == {"expired": 0, "reclaimed": 0, "promoted": 0, "purged": 0, "next_due": frozen.after(3)}
     frozen.advance(3)
@@ -243,7 +243,19 @@ def test_maintain_reports_each_timer_and_the_next(frozen: Database) -> None:
     assert (report["expired"], report["next_due"]) == (1, frozen.after(5))
     frozen.advance(5)
     report = frozen.maintain()
-    assert (report["reclaimed"], report["next_due"]) == (1, None)
+    assert (report["reclaimed"], report["next_due"]) == (1, frozen.after(1))
+
+
+def test_maintain_asks_to_look_again_in_a_second_while_a_task_could_start(frozen: Database) -> None:
+    frozen.pool(max_units=2)
+    assert frozen.maintain("gpu")["next_due"] is None
+    frozen.parked(units=2)
+    assert frozen.maintain("gpu")["next_due"] == frozen.after(1)
+    frozen.claim()
+    frozen.parked(units=2)
+    assert frozen.maintain("gpu")["next_due"] == frozen.after(30), "nothing could start; the lease is next"
+    frozen.rows("select pgpark.park_set_pool_state('gpu', 'paused')")
+    assert frozen.maintain("gpu")["next_due"] == frozen.after(30)
 
 
 def test_outcomes_are_purged_after_their_time_with_their_keys(frozen: Database) -> None:

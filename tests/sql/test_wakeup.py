@@ -59,3 +59,15 @@ def test_a_rolled_back_submit_wakes_nobody(db: Database, listener: Database) -> 
     db.parked()
     db.connection.execute("rollback")
     assert list(listener.connection.notifies(timeout=0.2)) == []
+
+
+def test_a_claim_that_starts_the_head_wakes_those_who_looked_in_vain(db: Database, listener: Database) -> None:
+    """No submit and no finish tells a small worker that the large head, which it could not take, has gone."""
+    db.pool(max_units=24)
+    head, small = db.parked(units=8), db.parked(units=2)
+    assert db.claimed(worker="small", max_units=4) == []
+    listener.connection.execute('listen "pgpark.pool.gpu"')
+    assert db.claimed(worker="large", max_units=8) == [head]
+    assert [note.channel for note in listener.connection.notifies(timeout=5, stop_after=1)] == ["pgpark.pool.gpu"]
+    assert db.claimed(worker="small", max_units=4) == [small]
+    assert list(listener.connection.notifies(timeout=0.2)) == [], "and there it ends"
