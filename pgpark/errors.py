@@ -38,13 +38,16 @@ class MigrationError(DatabaseError):
     """A migration cannot be applied; the database is as it was before."""
 
 
-class WrongIsolationError(PgparkError):
+class WrongIsolationError(DatabaseError):
     """The caller's transaction is REPEATABLE READ or SERIALIZABLE."""
 
 
 def one_line(error: BaseException) -> str:
     """The text of an error without line breaks."""
-    return " ".join(str(error).split())
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # an exception of somebody else's whose text cannot be made
+        return type(error).__name__
 
 
 def translated(error: psycopg.Error) -> PgparkError:

@@ -29,8 +29,12 @@ from pgpark.models import Claimed
 
 log = logging.getLogger("pgpark.worker")
 
-_STDERR_KEPT = 2000
+TASK_THREAD = "pgpark-task-"  # how the threads of plain handlers are named, before the task id
+_STDERR_KEPT = 1900
 _TERMINATE_SECS = 5.0
+_DRAIN_SECS = 0.5
+_LOOK_SECS = 0.05
+_SECRETS = {"PGPARK_DSN", "PGPASSWORD"}
 
 
 class HandlerError(Exception):
@@ -89,14 +93,15 @@ class FunctionExecutor:
         arguments = (payload, context) if self._takes_context else (payload,)
         if self.stoppable:
             return await self._handler(*arguments)
-        return await _in_thread(self._handler, arguments, name=f"pgpark-task-{context.task.task_id}")
+        return await _in_thread(self._handler, arguments, name=f"{TASK_THREAD}{context.task.task_id}")
 
 
 class CommandExecutor:
     """Runs a command without a shell: payload as JSON on standard input, result from standard output.
 
     Output that is JSON is the result as such, other output is a string. A non-zero exit fails the attempt with the end
-    of standard error. PGPARK_TASK_ID, _ATTEMPT, _POOL, _UNITS and _TENANT are in its environment.
+    of standard error. When the program has ended, so do the processes that it left behind in its group.
+    PGPARK_TASK_ID, _ATTEMPT, _POOL, _UNITS and _TENANT are in its environment, PGPARK_DSN and PGPASSWORD are not.
     """
 
     stoppable = True
@@ -116,13 +121,21 @@ class CommandExecutor:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
-            env=os.environ | _environment(context),
+            env=_environment(context),
         )
+        talk = asyncio.create_task(process.communicate(json.dumps(context.task.payload).encode()))
         try:
-            output, errors = await process.communicate(json.dumps(context.task.payload).encode())
+            # Not process.wait(): until Python 3.12 it waits for the pipes too, which a process left behind may hold.
+            while not talk.done() and process.returncode is None:
+                await asyncio.wait({talk}, timeout=_LOOK_SECS)
+            await asyncio.wait({talk}, timeout=_DRAIN_SECS)
         finally:
-            if process.returncode is None:
-                await _end(process)
+            await _end(process)
+        await asyncio.wait({talk}, timeout=_DRAIN_SECS)
+        if not talk.done():
+            talk.cancel()
+            raise HandlerError("a process that it left behind keeps its output open")
+        output, errors = talk.result()
         if process.returncode != 0:
             tail = errors.decode(errors="replace").strip()[-_STDERR_KEPT:]
             raise HandlerError(f"exit {process.returncode}: {tail}" if tail else f"exit {process.returncode}")
@@ -140,7 +153,9 @@ def load_handler(path: str) -> Callable[..., Any]:
         handler: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             handler = getattr(handler, part)
-    except Exception as error:  # whatever the module does when it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the module does when it is imported, sys.exit() included
         log.debug("importing %s", path, exc_info=True)
         raise BadInputError(
             f"--handler {path!r} cannot be imported: {type(error).__name__}: {one_line(error)}"
@@ -205,7 +220,7 @@ async def _in_thread(handler: Callable[..., Any], arguments: tuple[Any, ...], na
 
 def _environment(context: TaskContext) -> dict[str, str]:
     task = context.task
-    return {
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS} | {
         "PGPARK_TASK_ID": str(task.task_id),
         "PGPARK_ATTEMPT": str(task.attempt),
         "PGPARK_POOL": context.pool,
@@ -224,14 +239,19 @@ def _parsed(output: str) -> Any:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ends a process and all that it started: asked first, then killed."""
-    for kind, patience in ((signal.SIGTERM, _TERMINATE_SECS), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, kind)
-        try:
-            await asyncio.wait_for(process.wait(), patience)
-            break
-        except (asyncio.TimeoutError, asyncio.CancelledError):
-            continue  # a second cancel means: no more patience
+    """Ends a process, asked first and then killed, and whatever is left in its group."""
+    if process.returncode is None:
+        _signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(asyncio.CancelledError):  # a second cancel: no more patience
+            for _ in range(round(_TERMINATE_SECS / _LOOK_SECS)):
+                if process.returncode is not None:
+                    break
+                await asyncio.sleep(_LOOK_SECS)
+    _signal_group(process, signal.SIGKILL)
+    while process.returncode is None:
+        await asyncio.sleep(_LOOK_SECS)
+
+
+def _signal_group(process: asyncio.subprocess.Process, kind: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # what it left behind in its group
+        os.killpg(process.pid, kind)

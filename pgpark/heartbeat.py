@@ -6,14 +6,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import psycopg
 from psycopg.rows import DictRow
 
 from pgpark import calls
 from pgpark.database import connect
-from pgpark.errors import PgparkError, UnknownPoolError, one_line
+from pgpark.errors import UnknownPoolError, one_line
 
 log = logging.getLogger("pgpark.worker")
 
@@ -21,9 +21,9 @@ _RETRY_SECS = 1.0
 
 
 class Heartbeat:
-    """Sends a heartbeat for `held()` every third of the pool's lease, and hands what must stop to `stop`.
+    """Sends a heartbeat for the tasks of `held()` every third of the pool's lease, and hands what must stop to `stop`.
 
-    Both are called from this object's thread.
+    Both speak of attempts by task id, and are called from this object's thread.
     """
 
     def __init__(
@@ -31,8 +31,8 @@ class Heartbeat:
         dsn: str,
         pool: str,
         worker: str,
-        held: Callable[[], Sequence[int]],
-        stop: Callable[[Sequence[int]], None],
+        held: Callable[[], Mapping[int, int]],
+        stop: Callable[[Mapping[int, int]], None],
         *,
         prepare: bool,
     ) -> None:
@@ -57,21 +57,23 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._ended:
-            pause = _RETRY_SECS
             try:
                 with contextlib.closing(connect(self._dsn, prepare=self._prepare)) as connection:
                     self._beat(connection)
             except UnknownPoolError:
                 return  # the worker's own loop says so and ends
-            except (PgparkError, psycopg.Error) as error:
+            except Exception as error:  # whatever it is, the leases depend on trying again
                 log.warning("heartbeat: %s", one_line(error))
-            self._poked.wait(pause)
+            if not self._ended:
+                self._poked.clear()
+                self._poked.wait(_RETRY_SECS)
 
     def _beat(self, connection: psycopg.Connection[DictRow]) -> None:
         while not self._ended:
             self._poked.clear()
             (pool,) = calls.run_on(connection, calls.pools(self._pool))
-            stop = calls.run_on(connection, calls.heartbeat(self._pool, self._worker, self._held()))
+            held = self._held()
+            stop = calls.run_on(connection, calls.heartbeat(self._pool, self._worker, list(held)))
             if stop:
-                self._stop(stop)
+                self._stop({task_id: held[task_id] for task_id in stop})
             self._poked.wait(float(pool.settings["lease_secs"]) / 3)

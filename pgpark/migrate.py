@@ -7,6 +7,7 @@ failure leaves the database as it was. The logic of what exists and what is too 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from pgpark.errors import MigrationError, one_line
 
 REQUIRED_PGMQ = "1.5.0"
 _LOCK = 1885826929
+_HELPER = re.compile(r"^create or replace function pgpark\.(_\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def migrate(connection: psycopg.Connection[DictRow]) -> Plan:
             _apply(connection, "sql/pgmq.sql", pgmq_script())
             _apply(connection, "sql/ledger.sql", _read("ledger.sql"))
         for file in todo.files:
+            if not file.runs_once:
+                _drop_helpers(connection, file)
             _apply(connection, f"sql/{file.name}", file.text)
             connection.execute(
                 "insert into pgpark.migration (name, hash) values (%s, %s)"
@@ -145,6 +149,22 @@ def _ledger(connection: psycopg.Connection[DictRow]) -> dict[str, str]:
     if not row or not row["here"]:
         return {}
     return {row["name"]: row["hash"] for row in connection.execute("select name, hash from pgpark.migration")}
+
+
+def _drop_helpers(connection: psycopg.Connection[Any], file: SqlFile) -> None:
+    """Drops the helpers that a file of functions makes, in whatever form they are there.
+
+    `create or replace` can change neither a result type nor arguments. Public functions keep their signatures for ever
+    and are replaced in place; helpers (`_name`) may change, and nobody outside the schema calls them.
+    """
+    helpers = _HELPER.findall(file.text)
+    found = connection.execute(
+        "select oid::regprocedure::text as signature from pg_proc"
+        " where pronamespace = to_regnamespace('pgpark') and proname = any (%s)",
+        [helpers],
+    ).fetchall()
+    for row in found:
+        connection.execute(f"drop function {row['signature']}".encode())
 
 
 def _apply(connection: psycopg.Connection[Any], name: str, text: str) -> None:

@@ -15,7 +15,8 @@ import random
 import secrets
 import signal
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +27,8 @@ from pydantic_core import to_jsonable_python
 
 from pgpark import calls
 from pgpark.database import connect, connect_async, require_migrated
-from pgpark.errors import BadInputError, DatabaseError, NotMigratedError, PgparkError, UnknownPoolError, one_line
-from pgpark.executors import Executor, HandlerError, TaskContext
+from pgpark.errors import BadInputError, DatabaseError, NotMigratedError, PgparkError, one_line
+from pgpark.executors import TASK_THREAD, Executor, HandlerError, TaskContext
 from pgpark.heartbeat import Heartbeat
 from pgpark.models import Claimed, Finished
 
@@ -38,7 +39,8 @@ _LARGEST_RESULT = 100_000_000  # bytes; a jsonb value ends at 256 MiB
 _REASON_KEPT = 2000
 _SHORTEST_SLEEP_SECS = 0.05
 _FIRST_RETRY_SECS, _LONGEST_RETRY_SECS = 0.1, 5.0
-_UNWIND_SECS = 2.0
+_UNWIND_SECS, _LAST_UNWIND_SECS = 1.5, 1.0
+_GIVE_UP_SECS = 10.0
 
 
 def default_name() -> str:
@@ -82,12 +84,24 @@ class Worker:
         self._wake = asyncio.Event()
         self._stopping = False
         self._hurried = False
+        self._given_up = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._main_pid = 0
 
-    def run(self) -> None:
-        """Works until SIGTERM or SIGINT; call from the main thread. Raises the errors of `serve`."""
-        asyncio.run(self._run_with_signals())
+    def run(self) -> bool:
+        """Works until SIGTERM, SIGINT or SIGHUP; call from the main thread. Raises the errors of `serve`.
+
+        Returns False when handlers that cannot be stopped are still at it: their tasks are released, so the process
+        should end at once (`os._exit`) rather than wait for them.
+        """
+        loop = asyncio.new_event_loop()
+        try:
+            for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.add_signal_handler(kind, self.stop)
+            loop.run_until_complete(self.serve())
+        finally:
+            clean = _wound_up(loop)
+        return clean
 
     async def serve(self) -> None:
         """Works until `stop` is called.
@@ -101,19 +115,25 @@ class Worker:
             self._settings.dsn,
             self._settings.pool,
             self._settings.name,
-            held=lambda: list(self._runs),
-            stop=lambda ids: _call_soon(loop, self._stop_tasks, ids),
+            held=lambda: {task_id: run.context.task.attempt for task_id, run in dict(self._runs).items()},
+            stop=lambda attempts: _call_soon(loop, self._stop_attempts, attempts),
             prepare=self._settings.listen,
         )
         heartbeat.start()
         if self._settings.listen:
             self._spawn(self._listen(heartbeat))
         log.info("worker %s waits for tasks of pool %s", self._settings.name, self._settings.pool)
+        conducting = asyncio.create_task(self._keep_conducting())
+        given_up = asyncio.create_task(self._given_up.wait())
         try:
-            await self._keep_conducting()
+            await asyncio.wait({conducting, given_up}, return_when=asyncio.FIRST_COMPLETED)
+            if conducting.done():
+                conducting.result()
+            else:
+                log.warning("the database does not answer; the leases of %d tasks will lapse", len(self._runs))
         finally:
             heartbeat.end()
-            for job in (*self._background, *(run.job for run in self._runs.values() if run.job)):
+            for job in (conducting, given_up, *self._background, *(run.job for run in self._runs.values() if run.job)):
                 job.cancel()
         log.info("worker %s has stopped", self._settings.name)
 
@@ -127,12 +147,6 @@ class Worker:
             log.info("stopping: %d running tasks have %g s", len(self._runs), self._settings.grace_secs)
         self._wake.set()
 
-    async def _run_with_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for kind in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(kind, self.stop)
-        await self.serve()
-
     def _check(self) -> None:
         """Raises what makes working impossible from the start."""
         settings = self._settings
@@ -145,10 +159,13 @@ class Worker:
 
     async def _keep_conducting(self) -> None:
         retry_secs = _FIRST_RETRY_SECS
+        lost = False
         while True:
             try:
                 connection = await connect_async(self._settings.dsn, prepare=self._settings.listen)
                 async with connection:
+                    if lost:
+                        log.info("connected to the database again")
                     self._main_pid = connection.info.backend_pid
                     retry_secs = _FIRST_RETRY_SECS
                     await self._conduct(connection)
@@ -156,6 +173,7 @@ class Worker:
             except (BadInputError, NotMigratedError):
                 raise
             except (PgparkError, psycopg.Error, OSError) as error:
+                lost = True
                 log.warning("lost the database, trying again: %s", one_line(error))
                 if self._hurried:
                     return  # the leases lapse by themselves
@@ -228,9 +246,12 @@ class Worker:
 
     async def _release_all(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
         """Gives back what is still running, after a moment for handlers to unwind."""
-        jobs = [run.job for run in self._runs.values() if run.job is not None and not run.job.done()]
-        if jobs and self._executor.stoppable:
-            await asyncio.wait(jobs, timeout=_UNWIND_SECS)
+        for patience in (_UNWIND_SECS, _LAST_UNWIND_SECS) if self._executor.stoppable else ():
+            jobs = [run.job for run in self._runs.values() if run.job is not None and not run.job.done()]
+            if jobs:
+                await asyncio.wait(jobs, timeout=patience)
+            for job in jobs:
+                job.cancel()  # of one that is not done, for the second time: a command is killed now
         await self._write_outcomes(connection)
         for task_id, run in list(self._runs.items()):
             await calls.run_on_async(connection, calls.release(task_id, run.context.task.attempt))
@@ -276,7 +297,7 @@ class Worker:
                 return  # released, not failed
             # Without a reason the database gives its own: cancelled, or run_timeout.
             outcome |= {"status": "failed"} if run.asked_to_stop else _failed("CancelledError")
-        except (KeyboardInterrupt, SystemExit, Exception) as error:
+        except BaseException as error:  # SystemExit too, and whatever a library derives from BaseException
             outcome |= _failed(one_line(error) if isinstance(error, HandlerError) else _named(error))
             log.warning("task %d, attempt %d: %s", task.task_id, task.attempt, outcome["reason"])
             log.debug("task %d", task.task_id, exc_info=error)
@@ -284,21 +305,26 @@ class Worker:
         run.outcome = outcome
         self._wake.set()
 
-    def _stop_tasks(self, task_ids: Sequence[int]) -> None:
-        """Stops tasks that were cancelled, ran out of time, or went to another worker."""
-        for task_id in task_ids:
+    def _stop_attempts(self, attempts: Mapping[int, int]) -> None:
+        """Stops attempts, by task id, that were cancelled, ran out of time, or went to another worker."""
+        for task_id, attempt in attempts.items():
             run = self._runs.get(task_id)
-            if run is not None and run.outcome is None and not run.asked_to_stop:
-                log.info("task %d: asked to stop", task_id)
+            if run is not None and run.context.task.attempt == attempt and run.outcome is None:
+                if not run.asked_to_stop:
+                    log.info("task %d: asked to stop", task_id)
                 self._ask_to_stop(run)
 
     def _ask_to_stop(self, run: _Run) -> None:
+        if run.asked_to_stop:
+            return
         run.asked_to_stop = True
         run.context.ask_to_stop()
         if self._executor.stoppable and run.job is not None:
             run.job.cancel()
 
     def _hurry(self) -> None:
+        if not self._hurried:
+            asyncio.get_running_loop().call_later(_GIVE_UP_SECS, self._given_up.set)
         self._hurried = True
         for run in self._runs.values():
             if run.outcome is None:
@@ -308,7 +334,12 @@ class Worker:
     def _spawn(self, coroutine: Any) -> None:
         job: asyncio.Task[None] = asyncio.create_task(coroutine)
         self._background.add(job)
-        job.add_done_callback(self._background.discard)
+        job.add_done_callback(self._ended)
+
+    def _ended(self, job: asyncio.Task[None]) -> None:
+        self._background.discard(job)
+        if not job.cancelled() and (error := job.exception()) is not None:
+            log.error("not listening any more, only looking every %g s: %s", self._settings.poll_secs, _named(error))
 
 
 def _jsonable(value: Any) -> Any:
@@ -324,8 +355,28 @@ def _jsonable(value: Any) -> Any:
 
 
 def _failed(reason: str) -> dict[str, str]:
+    """A failure with this reason; of a long one the beginning and the end are kept."""
     clean = reason.encode("utf-8", "replace").decode().replace("\0", "")
-    return {"status": "failed", "reason": clean[-_REASON_KEPT:]}
+    if len(clean) > _REASON_KEPT:
+        clean = f"{clean[: _REASON_KEPT // 2]} [...] {clean[-_REASON_KEPT // 2 :]}"
+    return {"status": "failed", "reason": clean}
+
+
+def _wound_up(loop: asyncio.AbstractEventLoop) -> bool:
+    """Ends what is left on a loop; False if something does not end."""
+    pending = asyncio.all_tasks(loop)
+    for job in pending:
+        job.cancel()
+    if pending:
+        loop.run_until_complete(asyncio.wait(pending, timeout=_LAST_UNWIND_SECS))
+    if any(not job.done() for job in pending) or any(t.name.startswith(TASK_THREAD) for t in threading.enumerate()):
+        return False
+    try:
+        loop.run_until_complete(asyncio.wait_for(loop.shutdown_default_executor(), _LAST_UNWIND_SECS))
+    except asyncio.TimeoutError:
+        return False
+    loop.close()
+    return True
 
 
 def _named(error: BaseException) -> str:
@@ -336,6 +387,3 @@ def _named(error: BaseException) -> str:
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Any, *arguments: Any) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to stop
         loop.call_soon_threadsafe(callback, *arguments)
-
-
-__all__ = ["UnknownPoolError", "Worker", "WorkerSettings", "default_name"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -77,6 +78,23 @@ class Answer(BaseModel):
 
 async def typed(prompt: Prompt, context: TaskContext) -> Answer:
     return Answer(text=prompt.text * prompt.tokens, tenant=context.task.tenant)
+
+
+class NotAnException(BaseException):
+    """What some libraries raise: derived from BaseException, and its text cannot be made."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+async def raise_base(_payload: Any) -> None:
+    raise NotAnException
+
+
+async def swallow_cancellation(_payload: Any) -> None:
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
 
 
 def takes_nothing() -> None:

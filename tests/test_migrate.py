@@ -121,6 +121,22 @@ def test_a_changed_function_file_is_applied_again(empty_databases: NewDatabase, 
     assert migrated(dsn).empty
 
 
+def test_a_helper_may_change_its_signature(empty_databases: NewDatabase, monkeypatch: Any) -> None:
+    dsn = empty_databases()
+    old = "create or replace function pgpark._probe(a int) returns int language sql as 'select 1';"
+    new = "create or replace function pgpark._probe(a int, b int) returns text language sql as 'select null::text';"
+    files = migrate.sql_files()
+    for text, arguments in ((old, "a integer"), (new, "a integer, b integer")):
+        probe = migrate.SqlFile("functions/zz_probe.sql", text, text)
+        monkeypatch.setattr(migrate, "sql_files", lambda probe=probe: (*files, probe))
+        migrated(dsn)
+        with connected(dsn) as connection:
+            found = connection.execute(
+                "select pg_get_function_arguments(oid) as arguments from pg_proc where proname = '_probe'"
+            ).fetchall()
+        assert found == [{"arguments": arguments}]
+
+
 def test_an_edited_migration_is_an_error_naming_the_file(empty_databases: NewDatabase, monkeypatch: Any) -> None:
     dsn = empty_databases()
     migrated(dsn)

@@ -20,6 +20,7 @@ import pytest
 from pgpark import Worker, WorkerSettings
 from pgpark.errors import BadInputError, NotMigratedError, UnknownPoolError
 from pgpark.executors import CommandExecutor, Executor, FunctionExecutor
+from pgpark.heartbeat import Heartbeat
 from tests import handlers
 from tests.conftest import Database, wait_for
 
@@ -118,6 +119,21 @@ def test_a_result_that_cannot_be_stored_fails_its_task_alone(
     assert outcomes[1][0] == "completed"
 
 
+def test_whatever_a_handler_raises_fails_its_task(db: Database) -> None:
+    db.pool()
+    task = db.parked()
+    assert run_all(db, function(handlers.raise_base), [task]) == [("failed", "NotAnException: NotAnException", None)]
+
+
+def test_a_long_reason_keeps_its_beginning_and_its_end(db: Database) -> None:
+    db.pool()
+    task = db.parked(payload="x" * 5000 + " the end")
+    ((_, reason, _),) = run_all(db, function(handlers.fail), [task])
+    assert reason.startswith("ValueError: cannot do xxx")
+    assert reason.endswith("the end")
+    assert len(reason) < 2100
+
+
 def test_a_failed_task_is_retried(db: Database) -> None:
     db.pool(retry={"max_attempts": 3, "backoff_secs": 0})
     task = db.parked()
@@ -153,6 +169,25 @@ def test_only_the_end_of_a_long_standard_error_is_kept(db: Database) -> None:
     assert status == "failed"
     assert len(reason) <= 2100
     assert reason.endswith("the end")
+
+
+@pytest.mark.parametrize("redirect", ["", ">/dev/null 2>&1"])
+def test_processes_that_a_command_leaves_behind_end_with_it(db: Database, redirect: str) -> None:
+    db.pool()
+    marker = f"32{random.randrange(10**6)}"
+    task = db.parked()
+    outcome = run_all(db, CommandExecutor(f"sh -c 'sleep {marker} {redirect} & echo done'"), [task])
+    assert outcome == [("completed", None, "done\n")]
+    wait_for(lambda: not sleeping(marker), seconds=5)
+
+
+def test_a_command_does_not_see_the_database_password(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPARK_DSN", "secret")
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    db.pool()
+    ((_, _, output),) = run_all(db, CommandExecutor("env"), [db.parked()])
+    assert "secret" not in output
+    assert "PGPARK_POOL=gpu" in output
 
 
 # -- waking up -------------------------------------------------------------------------------------------------------
@@ -372,6 +407,29 @@ def test_a_late_outcome_is_given_up_when_the_fence_says_so(db: Database, caplog:
     assert db.status(task)["worker"] == "other"
 
 
+def test_a_stop_for_an_earlier_attempt_does_not_hit_the_present_one(db: Database) -> None:
+    db.pool()
+    task = db.parked(payload={"secs": 0.5})
+
+    async def main() -> None:
+        async with working(db.dsn, function(handlers.sleep)) as worker:
+            await eventually(lambda: db.status(task)["status"] == "running")
+            worker._stop_attempts({task: 0})
+
+    asyncio.run(main())
+    assert db.outcome(task) == ("completed", None)
+
+
+def test_a_heartbeat_that_cannot_reach_the_database_tries_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    beat = Heartbeat("host=127.0.0.1 port=1", "gpu", "w", held=dict, stop=lambda _: None, prepare=True)
+    beat.start()
+    wait_for(lambda: "heartbeat: cannot connect" in caplog.text)
+    beat.poke()
+    time.sleep(0.5)
+    beat.end()
+    assert len(caplog.records) <= 3
+
+
 # -- as a process ----------------------------------------------------------------------------------------------------
 
 
@@ -429,7 +487,7 @@ def test_after_the_grace_the_rest_is_released_to_its_old_place(db: Database, sta
     assert db.value("select failures + losses from pgpark.task where task_id = %s", running) == 0
 
 
-@pytest.mark.parametrize("handler", ["sleep", "never_returns"])
+@pytest.mark.parametrize("handler", ["sleep", "never_returns", "swallow_cancellation"])
 def test_a_second_sigterm_releases_at_once(db: Database, start: Callable[..., Process], handler: str) -> None:
     db.pool()
     task = db.parked(payload={"secs": 600})
@@ -460,6 +518,21 @@ def test_a_task_that_kills_its_workers_is_dropped(db: Database, start: Callable[
         assert start("--handler", "tests.handlers:kill_worker").exit_code() == -signal.SIGKILL
     wait_for(lambda: db.maintain() and db.status(task)["finished_at"])
     assert db.outcome(task) == ("dropped", "lost worker")
+
+
+@pytest.mark.parametrize("handler", ["sleep", "swallow_cancellation"])
+def test_a_worker_can_be_stopped_while_the_database_does_not_answer(
+    db: Database, connect: Any, start: Callable[..., Process], handler: str
+) -> None:
+    db.pool()
+    task = db.parked(payload={"secs": 600})
+    worker = start("--handler", f"tests.handlers:{handler}", "--grace", "0")
+    wait_for(lambda: db.status(task)["status"] == "running")
+    stalled = connect()
+    stalled.connection.execute("begin")
+    stalled.connection.execute("lock table pgpark.task")
+    worker.signal()
+    assert worker.exit_code(30) == 0
 
 
 def test_a_worker_ends_when_its_pool_is_dropped(db: Database, start: Callable[..., Process]) -> None:

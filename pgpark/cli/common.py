@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 import psycopg
@@ -27,7 +28,17 @@ from pgpark.models import Row
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-messages = Console(stderr=True, highlight=False)
+MOST_UNITS = 1_000_000_000
+
+
+class _Output(Console):
+    """A console whose reader may leave, as with `| head`: that is no error of the command."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+messages = _Output(stderr=True, highlight=False, markup=False)
 _RELATIVE = re.compile(r"\+(\d+(?:\.\d+)?)([smhd]?)")
 _UNIT_SECS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -59,10 +70,9 @@ class Settings:
             yield connection
 
 
-def database_options(command: F) -> F:
-    """Adds --dsn, --home and --json to a command, which gets them as `settings`."""
+def output_options(command: F) -> F:
+    """Adds --home and --json to a command, which gets them as `settings`."""
 
-    @click.option("--dsn", envvar="PGPARK_DSN", help="Postgres to use, as URL or key=value pairs.")
     @click.option(
         "--home",
         envvar="PGPARK_HOME",
@@ -73,10 +83,29 @@ def database_options(command: F) -> F:
     )
     @click.option("--json", "as_json", envvar="PGPARK_JSON", is_flag=True, help="Print JSON, one object a line.")
     @functools.wraps(command)
-    def wrapper(dsn: str | None, home: Path, as_json: bool, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(home: Path, as_json: bool, *args: Any, dsn: str | None = None, **kwargs: Any) -> Any:
         return command(Settings(dsn, home, as_json), *args, **kwargs)
 
-    return wrapper  # type: ignore[return-value]  # click sees the wrapper's options, mypy the command's
+    return cast(F, wrapper)
+
+
+def database_options(command: F) -> F:
+    """Adds --dsn to these."""
+    dsn = click.option("--dsn", envvar="PGPARK_DSN", help="Postgres to use, as URL or key=value pairs.")
+    return dsn(output_options(command))
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds from `least` to thirty years."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__(min=least, max=1e9)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return number
 
 
 def print_json(value: Row | Mapping[str, Any]) -> None:
@@ -120,8 +149,8 @@ def cell(value: Any) -> str:
 
 
 def results_console() -> Console:
-    """Standard output; wide where it is not a terminal, so that nothing is folded in a file or a pipe."""
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 240)
+    """Standard output; where it is not a terminal, so wide that nothing is folded in a file or a pipe."""
+    return _Output(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def moment(connection: psycopg.Connection[DictRow], text: str | None) -> str | None:
@@ -144,7 +173,8 @@ def load_json(text: str, what: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        raise BadInputError(f"{what} is not JSON: {error.msg} at column {error.colno}") from error
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise BadInputError(f"{what} is not JSON: {error.msg} at {line}column {error.colno}") from error
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"{what} is not JSON: {error}") from error
 

@@ -6,7 +6,7 @@ import contextlib
 
 import click
 
-from pgpark.cli.common import Settings, database_options, messages, print_json
+from pgpark.cli.common import Settings, database_options, messages, output_options, print_json
 from pgpark.database import connect
 from pgpark.embedded import EmbeddedServer
 from pgpark.migrate import Plan, script
@@ -23,6 +23,8 @@ from pgpark.migrate import plan as make_plan
 @database_options
 def migrate(settings: Settings, only_plan: bool, check: bool, dump_sql: bool) -> int:
     """Install pgpark in a database, or bring it up to date. Safe to run again, or many at once."""
+    if only_plan + check + dump_sql > 1:
+        raise click.UsageError("--plan, --check and --dump-sql exclude one another")
     if dump_sql:
         click.echo(script())
         return 0
@@ -50,7 +52,7 @@ def db() -> None:
 
 
 @db.command()
-@database_options
+@output_options
 def start(settings: Settings) -> None:
     """Start it and keep it running until `pgpark db stop`; print its DSN."""
     server = EmbeddedServer(settings.home)
@@ -63,7 +65,7 @@ def start(settings: Settings) -> None:
 
 @db.command()
 @click.option("--force", is_flag=True, help="Also when other commands are using it.")
-@database_options
+@output_options
 def stop(settings: Settings, force: bool) -> None:
     """Stop it; the data is kept."""
     stopped = EmbeddedServer(settings.home).stop(force=force)
@@ -71,7 +73,7 @@ def stop(settings: Settings, force: bool) -> None:
 
 
 @db.command()
-@database_options
+@output_options
 def url(settings: Settings) -> int:
     """Print its DSN; exit 1 if it is not running."""
     dsn = EmbeddedServer(settings.home).url()

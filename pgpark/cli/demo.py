@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 import subprocess
@@ -61,7 +62,11 @@ class _Show:
 @database_options
 def demo(settings: Settings) -> int:
     """Watch 72 tasks of 1 to 16 units share a pool of 24, with one of two workers killed half-way."""
-    messages.print("starting a database ..." if not settings.dsn else "using your database ...")
+    if settings.dsn:
+        messages.print("using your database ...")
+    else:
+        settings = dataclasses.replace(settings, home=settings.home / "demo")  # not among the user's own tasks
+        messages.print("starting a database ...")
     with (
         settings.database() as dsn,
         tempfile.TemporaryDirectory() as logs,
@@ -160,7 +165,7 @@ def _line(stats: Any, show: _Show) -> str:
     return (
         f"[{bar}] {stats.used_units:2}/{MAX_UNITS} units, {stats.running} running, {stats.parked} parked, "
         f"{stats.completed} completed, {stats.expired} expired{note}"
-    ).replace("[", r"\[", 1)
+    )
 
 
 def _picture(connection: psycopg.Connection[DictRow], stats: Any, running: list[DictRow], show: _Show) -> Group:
@@ -250,7 +255,6 @@ def _report(settings: Settings, connection: psycopg.Connection[DictRow], show: _
                 told = message.payload or message.reason
                 out.print(f"  {tenant:8} task {message.task_id}: {message.status} {told}")
             out.print(f"  {tenant:8} ... {len(rows)} messages in all")
-        messages.print(
-            f"\nlook around: pgpark stats, pgpark mailbox fetch acme, pgpark pool drop {POOL}", soft_wrap=True
-        )
+        where = "" if settings.dsn else f" --home {settings.home}"
+        messages.print(f"\nlook around: pgpark stats{where}; pgpark mailbox fetch acme{where}", soft_wrap=True)
     return 0 if ended == _TASKS and show.most_units <= MAX_UNITS else 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from pgpark import calls
@@ -46,6 +48,7 @@ def fetch(
         )
         print_rows(settings, rows, columns, f"no messages for {tenant}")
         if take:
+            sys.stdout.flush()  # first out of our hands, then out of the mailbox
             calls.run_on(connection, calls.ack([row.message_id for row in rows]))
 
 

@@ -122,14 +122,19 @@ def _config_from(text: str, file: str, name: str) -> dict[str, Any]:
             raise BadInputError(f"{file}: YAML needs the extra: pip install 'pgpark[yaml]'") from error
         try:
             config = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise BadInputError(f"{file} is not YAML: {error}") from error
     else:
         config = load_json(text, file)
     if isinstance(config, dict) and isinstance(config.get("pools"), dict):
         if name not in config["pools"]:
-            raise BadInputError(f"{file}: there is no pool {name!r} below pools: {', '.join(config['pools'])}")
+            there = ", ".join(map(str, config["pools"]))
+            raise BadInputError(f"{file}: there is no pool {name!r} below pools, only {there}")
         config = config["pools"][name]
+    try:
+        config = json.loads(json.dumps(config))  # a date or a set in YAML has no place in a config
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadInputError(f"{file}: the config of a pool must be made of JSON values: {error}") from error
     if not isinstance(config, dict):
         raise BadInputError(f"{file}: the config of a pool must be an object with max_units")
     return config
@@ -141,7 +146,7 @@ def _assign(config: dict[str, Any], assignment: str) -> None:
         raise BadInputError(f"--set {assignment!r} must look like KEY=VALUE, for instance max_queue_depth=100")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     *groups, key = path.split(".")
     for group in groups:

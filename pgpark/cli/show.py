@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 
 import click
 from rich.live import Live
 
 from pgpark import calls
-from pgpark.cli.common import Settings, database_options, print_rows, results_console, table
+from pgpark.cli.common import Seconds, Settings, database_options, print_rows, results_console, table
 from pgpark.models import PoolStats
 
 _COLUMNS = list(PoolStats.model_fields)
@@ -17,7 +19,7 @@ _COLUMNS = list(PoolStats.model_fields)
 @click.command()
 @click.argument("pool", required=False)
 @click.option("--watch", is_flag=True, help="Show them again and again until interrupted.")
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between.")
+@click.option("--interval", default=1.0, show_default=True, type=Seconds(0.1), help="Seconds between.")
 @database_options
 def stats(settings: Settings, pool: str | None, watch: bool, interval: float) -> None:
     """Show the numbers of a POOL, or of all."""
@@ -27,13 +29,15 @@ def stats(settings: Settings, pool: str | None, watch: bool, interval: float) ->
             rows = calls.run_on(connection, calls.stats(pool))
             print_rows(settings, rows, _COLUMNS, empty)
             return
-        with Live(console=results_console(), auto_refresh=False) as live:
+        drawn = sys.stdout.isatty() and not settings.json
+        with Live(console=results_console(), auto_refresh=False) if drawn else contextlib.nullcontext() as live:
             while True:
                 now = calls.run_on(connection, calls.stats(pool))
-                if settings.json:
-                    print_rows(settings, now, _COLUMNS, empty)
-                else:
+                if live is not None:
                     live.update(table(now, _COLUMNS), refresh=True)
+                else:
+                    print_rows(settings, now, _COLUMNS, empty)
+                    sys.stdout.flush()
                 time.sleep(interval)
 
 

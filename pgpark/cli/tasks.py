@@ -15,7 +15,7 @@ from rich.progress import Progress
 from pgpark import Client, calls
 from pgpark.cli.common import Settings, cell, database_options, load_json, messages, moment, print_json
 from pgpark.database import require_migrated
-from pgpark.errors import BadInputError
+from pgpark.errors import BadInputError, UnknownPoolError
 from pgpark.models import Submitted
 
 _BATCH = 500
@@ -46,6 +46,8 @@ def submit(
     """
     if (payload is None) == (file is None):
         raise click.UsageError("give either a PAYLOAD or --file")
+    if skip_bad and file is None:
+        raise click.UsageError("--skip-bad goes with --file")
     if file is not None:
         lines = _lines(file, skip_bad)
         with settings.connection() as connection:
@@ -172,16 +174,28 @@ def _submit_lines(
                         rows = calls.run_on(connection, calls.submit_many(pool, [task for _, task in batch]))
                     done += [(number, row) for (number, _), row in zip(batch, rows, strict=True)]
                     break
+                except UnknownPoolError:
+                    raise
                 except BadInputError as error:
-                    if error.element is None:
-                        raise
-                    number, _ = batch.pop(error.element - 1)
-                    why = str(error).partition(": ")[2]
+                    place = error.element or _bad_place(connection, pool, batch)
+                    number, _ = batch.pop(place - 1)
+                    why = str(error).removeprefix(f"element {place}: ")
                     if not skip_bad:
                         raise BadInputError(f"{file} line {number}: {why}; nothing was submitted") from error
                     messages.print(f"{file} line {number}: {why}; skipped", soft_wrap=True)
             progress.advance(bar, _BATCH)
     return done
+
+
+def _bad_place(connection: psycopg.Connection[DictRow], pool: str, batch: list[tuple[int, Any]]) -> int:
+    """Which line of a batch the database cannot take, where it did not say: the first that it refuses alone."""
+    for place, (_, task) in enumerate(batch, start=1):
+        try:
+            with connection.transaction(force_rollback=True):
+                calls.run_on(connection, calls.submit_many(pool, [task]))
+        except BadInputError:
+            return place
+    return 1
 
 
 def _report(settings: Settings, submitted: list[tuple[int, Submitted]]) -> int:

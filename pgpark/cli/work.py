@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import click
 from click.core import ParameterSource
 
 from pgpark import calls
-from pgpark.cli.common import Settings, database_options, print_rows
+from pgpark.cli.common import MOST_UNITS, Seconds, Settings, database_options, print_rows
 from pgpark.executors import CommandExecutor, Executor, FunctionExecutor, load_handler
 from pgpark.worker import Worker, WorkerSettings, default_name
 
@@ -26,13 +27,23 @@ _POLL_SECS_AS_BACKSTOP = 30.0
     metavar="COMMAND",
     help="Program that gets the payload as JSON on standard input.",
 )
-@click.option("--units", type=click.IntRange(min=1), help="This worker's own capacity (default: only the pool's).")
-@click.option("--concurrency", default=8, show_default=True, type=click.IntRange(min=1), help="Most tasks at once.")
+@click.option(
+    "--units",
+    type=click.IntRange(1, MOST_UNITS),
+    help="This worker's own capacity (default: only the pool's). See also --concurrency.",
+)
+@click.option(
+    "--concurrency",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Most tasks at once, whatever their units.",
+)
 @click.option("--name", help="Name of this worker; must be its own (default: host, process id, random letters).")
 @click.option("--poll", is_flag=True, help="Do not LISTEN; look for work again and again (behind PgBouncer).")
 @click.option(
     "--poll-secs",
-    type=click.FloatRange(min=0.01),
+    type=Seconds(0.01),
     help=f"Seconds between looks (default: {_POLL_SECS_WITHOUT_LISTEN:g} with --poll; else "
     f"{_POLL_SECS_AS_BACKSTOP:g}, as a backstop).",
 )
@@ -40,7 +51,7 @@ _POLL_SECS_AS_BACKSTOP = 30.0
     "--grace",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(min=0),
+    type=Seconds(0),
     help="Seconds that running tasks get after SIGTERM; then they are put back. A second SIGTERM puts them back now.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log each task, and the tracebacks of handlers that fail.")
@@ -62,11 +73,11 @@ def worker(
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.getLogger("psycopg").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     executor = _executor(handler, command)
     with settings.database() as dsn:
-        Worker(
+        clean = Worker(
             WorkerSettings(
                 dsn=dsn,
                 pool=pool,
@@ -79,6 +90,9 @@ def worker(
             ),
             executor,
         ).run()
+    if not clean:  # a handler that cannot be stopped; its task is released, so it must not go on
+        logging.shutdown()
+        os._exit(0)
 
 
 @click.command()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+import psycopg
 import pytest
 
 from pgpark import cli
@@ -385,7 +390,8 @@ def test_a_database_without_pgpark_is_named(
     [
         ("host=127.0.0.1 port=1 dbname=x password=hidden", "pgpark: cannot connect to 127.0.0.1/x: "),
         ("postgresql://u:hidden@127.0.0.1:1/x", "pgpark: cannot connect to 127.0.0.1/x: "),
-        ("nonsense", "pgpark: the DSN cannot be read: "),
+        ("host=x hidden", "pgpark: the DSN cannot be read; use postgresql://user@host/database or key=value pairs"),
+        ("postgresql://me:hidden%zz@h/x", "pgpark: the DSN cannot be read; use postgresql://"),
     ],
 )
 def test_a_server_that_is_not_there_is_named_without_the_password(pgpark: Pgpark, dsn: str, message: str) -> None:
@@ -437,6 +443,94 @@ def test_the_command_line_wins_over_the_environment(pgpark: Pgpark, db: Database
     monkeypatch.setenv("PGPARK_WORKER_POOL", "nope")
     assert pgpark("worker", "gpu", "--handler", "nonesuch:f").err.startswith("pgpark: --handler 'nonesuch:f' cannot be")
     assert pgpark("worker").err.startswith("pgpark: unknown pool 'nope'"), "and the pool may come from there"
+
+
+def test_words_in_brackets_are_words(pgpark: Pgpark, db: Database) -> None:
+    db.pool()
+    assert pgpark("mailbox", "fetch", "[/b][red]x").err == "no messages for [/b][red]x\n"
+    task = db.parked()
+    db.value("select pgpark.park_cancel(%s, '[/b] no')", task)
+    assert pgpark("result", str(task)).err == "dropped: [/b] no\n"
+
+
+def test_a_role_without_rights_is_told_so(pgpark: Pgpark, db: Database, dsn: str) -> None:
+    role = f"poor_{uuid.uuid4().hex[:12]}"
+    db.connection.execute(f"create role {role} login")
+    try:
+        poor = psycopg.conninfo.make_conninfo(dsn, user=role)
+        for command in (["stats"], ["migrate"], ["submit", "gpu", "1"], ["worker", "gpu", "--exec", "cat"]):
+            printed = pgpark(*command, "--dsn", poor)
+            assert (printed.code, printed.err) == (3, "pgpark: permission denied for schema pgpark\n")
+    finally:
+        db.connection.execute(f"drop role {role}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bin.json", b"\xff\xfe", "pgpark: UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff"),
+        ("date.yaml", b"max_units: 2020-01-01", "pgpark: {file}: the config of a pool must be made of JSON values"),
+        ("loop.yaml", b"&a [*a]", "pgpark: {file}: the config of a pool must be made of JSON values"),
+        ("list.json", b"[1]", "pgpark: {file}: the config of a pool must be an object with max_units"),
+        ("other.json", b'{"pools": {"x": {}}}', "pgpark: {file}: there is no pool 'gpu' below pools, only x"),
+        ("two.json", b'{\n"max_units" 5}', "pgpark: {file} is not JSON: Expecting ':' delimiter at line 2, column 13"),
+    ],
+)
+def test_a_config_file_that_is_none_says_why(
+    pgpark: Pgpark, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    printed = pgpark("pool", "put", "gpu", "--config", str(tmp_path / name))
+    assert (printed.code, printed.err.count("\n")) == (2, 1)
+    assert printed.err.startswith(message.format(file=tmp_path / name)), printed.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["stats", "--watch", "--interval", "nan"],
+        ["stats", "--watch", "--interval", "1e300"],
+        ["worker", "gpu", "--exec", "cat", "--grace", "nan"],
+        ["worker", "gpu", "--exec", "cat", "--units", "99999999999"],
+        ["worker", "gpu", "--handler", "tests.exits_on_import:f"],
+        ["migrate", "--plan", "--check"],
+        ["submit", "gpu", "1", "--skip-bad"],
+        ["submit", "gpu", "1", "--tenant", "\udcff"],
+        ["pool", "put", "gpu", "--set", "x=" + "[" * 100000],
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_nonsense_is_one_line_and_exit_2(pgpark: Pgpark, db: Database, arguments: list[str]) -> None:
+    db.pool()
+    printed = pgpark(*arguments)
+    assert (printed.code, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
+
+
+def test_a_line_that_the_database_cannot_store_is_named_too(pgpark: Pgpark, db: Database, tmp_path: Path) -> None:
+    db.pool()
+    file = jsonl(tmp_path / "t.jsonl", {"payload": 1}, {"payload": "a\0b"}, {"payload": 2})
+    printed = pgpark("submit", "gpu", "--file", file)
+    assert printed.code == 2
+    assert "t.jsonl line 2: unsupported Unicode escape sequence" in printed.err
+    assert pgpark("submit", "gpu", "--file", file, "--skip-bad").code == 0
+    assert db.stats()["parked"] == 2
+
+
+def test_a_reader_that_leaves_is_no_error(db: Database, dsn: str) -> None:
+    db.pool()
+    for _ in range(3):
+        db.parked(tenant="t")
+    db.claim()
+    db.rows(
+        "select from pgpark.park_finish_many((select jsonb_agg(jsonb_build_object('task_id', task_id, 'attempt', 1,"
+        " 'result', repeat('x', 100000))) from pgpark.task))"
+    )
+    script = f"{sys.executable} -m pgpark mailbox fetch t --ack --json | head -c 10; echo ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PGPARK_DSN": dsn}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout.endswith("0\n")
+    assert done.stderr == ""
+    assert db.value("select count(*) from pgpark.park_fetch('t')") == 3, "what was not read is not taken out"
 
 
 def test_help_tells_the_exit_codes(pgpark: Pgpark) -> None:

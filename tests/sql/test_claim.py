@@ -170,14 +170,14 @@ def test_tasks_past_their_deadline_in_front_do_not_hide_the_rest(db: Database) -
     db.claim()
     db.rows(
         "select from pgpark.park_submit_many('gpu', (select jsonb_agg(jsonb_build_object('payload', 1,"
-        " 'priority', 'high', 'deadline', pgpark._now() + interval '1 minute')) from generate_series(1, 1800)))"
+        " 'priority', 'high', 'deadline', pgpark._now() + interval '1 minute')) from generate_series(1, 3000)))"
     )
     fine = db.parked()
     db.finish(blocker)
     db.advance(60)
     assert db.claimed() == [] and db.maintain("gpu")["next_due"] <= db.after(0), "a bite, and more at once"
     assert db.claimed() == [fine]
-    assert db.stats()["expired"] == 1800
+    assert db.stats()["expired"] == 3000
 
 
 def test_a_message_of_another_task_is_never_handed_out(db: Database) -> None:
