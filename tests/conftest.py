@@ -29,6 +29,9 @@ from pgpark.embedded import EmbeddedServer
 from pgpark.migrate import migrate
 
 CONTAINER_IMAGE = "ghcr.io/pgmq/pg18-pgmq:v1.13.0"
+GIVEN = "the server that PGPARK_TEST_DSN names"
+CONTAINER = f"a container of {CONTAINER_IMAGE}"
+EMBEDDED = "the embedded server"
 
 
 @dataclass(frozen=True)
@@ -45,35 +48,49 @@ class Server:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
-    config.stash[_SERVER] = _choose_server()
-    sys.stdout.write(f"pgpark tests run against {config.stash[_SERVER].what}\n")
-    sys.stdout.flush()
+    shared = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
+    server = _choose_server() if shared else None  # else each test process chooses its own
+    if server is not None:
+        config.stash[_SERVER] = server
+    if not hasattr(config, "workerinput"):
+        sys.stdout.write(f"pgpark tests run against {server.what if server else _kind()}\n")
+        sys.stdout.flush()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[_SERVER].close()
+    if _SERVER in config.stash:
+        config.stash[_SERVER].close()
 
 
 _SERVER: pytest.StashKey[Server] = pytest.StashKey()
 
 
 def _choose_server() -> Server:
-    if dsn := os.environ.get("PGPARK_TEST_DSN"):
-        with psycopg.connect(dsn) as connection:
-            version = connection.info.parameter_status("server_version")
-        return Server(dsn, f"PostgreSQL {version} given by PGPARK_TEST_DSN", lambda: None)
-    return _container() or _embedded()
+    kind = _kind()
+    if kind == GIVEN:
+        dsn = os.environ["PGPARK_TEST_DSN"]
+        return Server(dsn, f"{GIVEN} ({_version(dsn)})", lambda: None)
+    return _container() if kind == CONTAINER else _embedded()
 
 
-def _container() -> Server | None:
-    """A container with pgmq, if a Docker engine answers."""
-    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
-        return None
+def _kind() -> str:
+    if os.environ.get("PGPARK_TEST_DSN"):
+        return GIVEN
+    docker = shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
+    return CONTAINER if docker else EMBEDDED
+
+
+def _version(dsn: str) -> str:
+    with psycopg.connect(dsn) as connection:
+        return f"PostgreSQL {connection.info.parameter_status('server_version')}"
+
+
+def _container() -> Server:
     from testcontainers.postgres import PostgresContainer
 
     container = PostgresContainer(CONTAINER_IMAGE, driver=None).with_command("-c fsync=off -c max_connections=200")
     container.start()
-    return Server(container.get_connection_url(), f"a container of {CONTAINER_IMAGE}", container.stop)
+    return Server(container.get_connection_url(), CONTAINER, container.stop)
 
 
 def _embedded() -> Server:
@@ -84,13 +101,12 @@ def _embedded() -> Server:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("alter system set fsync = off")
         connection.execute("select pg_reload_conf()")
-        version = connection.info.parameter_status("server_version")
 
     def close() -> None:
         using.__exit__(None, None, None)
         shutil.rmtree(home, ignore_errors=True)
 
-    return Server(dsn, f"the embedded PostgreSQL {version}", close)
+    return Server(dsn, f"{EMBEDDED} ({_version(dsn)})", close)
 
 
 @pytest.fixture(scope="session")

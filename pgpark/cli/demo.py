@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ PRIORITIES = ("critical", "high", "normal", "low")
 _TASKS = 72
 _GIVE_UP_SECS = 60.0
 _LOOK_SECS = 0.1
+_BECAME = {"completed": "completed by the other worker", "expired": "expired, too late to start again"}
 _COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta", "bright_green")
 
 
@@ -55,7 +57,7 @@ class _Show:
     samples: int = 0
     most_units: int = 0
     kill_note: str = ""
-    inherited: int = 0
+    inherited: list[int] = field(default_factory=list)
 
 
 @click.command()
@@ -142,11 +144,10 @@ def _watch(connection: psycopg.Connection[DictRow], workers: dict[str, subproces
             show.samples += 1
             show.most_units = max(show.most_units, stats.used_units, sum(row["units"] for row in running))
             ended = stats.completed + stats.failed + stats.expired + stats.dropped
-            held = [row["task_id"] for row in running if row["worker"] == "worker-a"]
-            if not show.kill_note and ended >= _TASKS // 2 and held:
-                workers["worker-a"].kill()
-                show.inherited = len(held)
-                show.kill_note = f"worker-a killed with kill -9 while it held {len(held)} tasks"
+            held = [row for row in running if row["worker"] == "worker-a"]
+            if not show.kill_note and ended >= _TASKS // 2 and len(held) > 1:
+                show.inherited = _kill(connection, workers["worker-a"])
+                show.kill_note = f"worker-a killed with kill -9 while it held {len(show.inherited)} tasks"
             if messages.is_terminal:
                 live.update(_picture(connection, stats, running, show), refresh=True)
             elif time.monotonic() - last_line >= 1:
@@ -157,6 +158,18 @@ def _watch(connection: psycopg.Connection[DictRow], workers: dict[str, subproces
             if workers["worker-b"].poll() is not None or time.monotonic() - show.started > _GIVE_UP_SECS:
                 raise DatabaseError(f"the demo's worker gave up: {(logs / 'worker-b').read_text()[-500:]}")
             time.sleep(_LOOK_SECS)
+
+
+def _kill(connection: psycopg.Connection[DictRow], worker: subprocess.Popen[bytes]) -> list[int]:
+    """Kills a worker and returns the tasks that it held: stopped first, so that it cannot finish one meanwhile."""
+    worker.send_signal(signal.SIGSTOP)
+    time.sleep(_LOOK_SECS)  # for a statement that is under way
+    held = connection.execute(
+        "select task_id from pgpark.task join pgpark.pool using (pool_id) where name = %s and worker = 'worker-a'",
+        [POOL],
+    ).fetchall()
+    worker.kill()
+    return [row["task_id"] for row in held]
 
 
 def _line(stats: Any, show: _Show) -> str:
@@ -213,10 +226,14 @@ def _report(settings: Settings, connection: psycopg.Connection[DictRow], show: _
         " group by m.priority order by m.priority desc",
         [POOL],
     ).fetchall()
-    restarted = connection.execute(
-        "select count(*) as n from pgpark.mailbox where pool = %s and attempt > 1 and worker = 'worker-b'", [POOL]
-    ).fetchone()
-    assert restarted is not None
+    inherited = {
+        row["status"]: row["count"]
+        for row in connection.execute(
+            "select status, count(*) from pgpark.mailbox"
+            " where task_id = any (%s) and worker is distinct from 'worker-a' group by status order by status",
+            [show.inherited],
+        )
+    }
     messages_of = {tenant: calls.run_on(connection, calls.fetch(tenant, max_messages=1000)) for tenant in TENANTS}
     ended = sum(row["count"] for row in outcomes)
     if settings.json:
@@ -228,8 +245,8 @@ def _report(settings: Settings, connection: psycopg.Connection[DictRow], show: _
                 "samples": show.samples,
                 "outcomes": {row["status"]: row["count"] for row in outcomes},
                 "waits": waits,
-                "held_when_killed": show.inherited,
-                "restarted": restarted["n"],
+                "held_when_killed": len(show.inherited),
+                "inherited": inherited,
                 "mailbox": {tenant: len(rows) for tenant, rows in messages_of.items()},
                 "seconds": round(time.monotonic() - show.started, 1),
             }
@@ -239,9 +256,8 @@ def _report(settings: Settings, connection: psycopg.Connection[DictRow], show: _
         out.print(f"{_TASKS} tasks in {time.monotonic() - show.started:.1f} s on two workers, one killed half-way\n")
         out.print(f"most units ever in use   {show.most_units} of {MAX_UNITS} ({show.samples} looks)")
         out.print("outcomes                 " + ", ".join(f"{row['count']} {row['status']}" for row in outcomes))
-        out.print(
-            f"held by the killed one   {show.inherited} tasks, {restarted['n']} of them restarted by the other worker\n"
-        )
+        became = ", ".join(f"{count} {_BECAME.get(status, status)}" for status, count in inherited.items())
+        out.print(f"held by the killed one   {len(show.inherited)} tasks: {became}\n")
         out.print("waiting time in seconds")
         drawn = Table(box=None, pad_edge=False)
         for name in ("priority", "started", "median", "longest"):
