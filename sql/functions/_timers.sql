@@ -206,6 +206,6 @@ begin
     (select min(t.run_at) from task t where t.pool_id = lot.pool_id and t.state = 'delayed'),
     (select min(t.lease_until) from task t
      where t.pool_id = lot.pool_id and t.state in ('running', 'cancelling')),
-    case when pgpark._may_start(lot, now_) then now_ + interval '1 second' end);
+    case when pgpark._may_start(lot) then now_ + interval '1 second' end);
 end
 $$;

@@ -68,7 +68,7 @@ begin
 
   -- A head that started no longer holds up those behind it, and a worker that looked in vain meanwhile must look
   -- again: there is no submit or finish to tell it.
-  if any_started and pgpark._may_start(lot, pgpark._now()) then
+  if any_started and pgpark._may_start(lot) then
     perform pgpark._wake(lot.name);
   end if;
   perform pgpark._seen(lot.pool_id, park_claim.worker, park_claim.max_units, now_);
@@ -226,7 +226,7 @@ end
 $$;
 
 -- Whether a parked task would start now on a worker with room enough: the first one fits what is free in the pool.
-create or replace function pgpark._may_start(lot pgpark.pool, now_ timestamptz) returns boolean
+create or replace function pgpark._may_start(lot pgpark.pool) returns boolean
 language plpgsql stable
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
