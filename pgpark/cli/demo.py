@@ -219,10 +219,10 @@ def _report(settings: Settings, connection: psycopg.Connection[DictRow], show: _
     ).fetchall()
     waits = connection.execute(
         "select pgpark._priority_word(priority) as priority, count(*) as started,"
-        " round(percentile_cont(0.5) within group (order by extract(epoch from started_at - submitted_at))::numeric, 2)"
-        "   as median_secs,"
-        " round(max(extract(epoch from started_at - submitted_at))::numeric, 2) as longest_secs"
-        " from pgpark.mailbox m where pool = %s and started_at is not null"
+        " round((percentile_cont(0.5) within group (order by waited))::numeric, 2)::float8 as median_secs,"
+        " round(max(waited)::numeric, 2)::float8 as longest_secs"
+        " from (select *, extract(epoch from started_at - submitted_at)::float8 as waited from pgpark.mailbox) m"
+        " where pool = %s and started_at is not null"
         " group by m.priority order by m.priority desc",
         [POOL],
     ).fetchall()
