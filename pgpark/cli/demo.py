@@ -263,7 +263,9 @@ def _report(settings: Settings, connection: psycopg.Connection[DictRow], show: _
         for name in ("priority", "started", "median", "longest"):
             drawn.add_column(name, justify="left" if name == "priority" else "right")
         for row in waits:
-            drawn.add_row(row["priority"], str(row["started"]), str(row["median_secs"]), str(row["longest_secs"]))
+            drawn.add_row(
+                row["priority"], str(row["started"]), f"{row['median_secs']:.2f}", f"{row['longest_secs']:.2f}"
+            )
         out.print(drawn)
         out.print("\nfrom the mailbox")
         for tenant, rows in messages_of.items():

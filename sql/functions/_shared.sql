@@ -123,6 +123,21 @@ as $$
   select (pgpark._priority_names())[level + 1];
 $$;
 
+-- Raises 22023 for a complaint about one element of an array, named by its place from 1; null: about a single one.
+create or replace function pgpark._refuse_element(complaint text, "position" int) returns void
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+begin
+  if "position" is null then
+    raise exception '%', complaint using errcode = '22023';
+  else
+    raise exception 'element %: %', "position", complaint
+      using errcode = '22023', detail = format('element %s', "position");
+  end if;
+end
+$$;
+
 create or replace function pgpark._secs(secs double precision) returns interval
 language sql immutable
 as $$

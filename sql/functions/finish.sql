@@ -60,21 +60,20 @@ comment on function pgpark.park_finish_many is
 attempt are required). Returns one row per element, in order: task_id and whether it was accepted; false means fenced,
 as in park_finish. An element that is not of the right form is an error (22023) and nothing is changed.';
 
-create or replace function pgpark._check_finish(status text, "position" bigint) returns void
-language plpgsql immutable
+create or replace function pgpark._check_finish(status text, "position" int) returns void
+language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
 begin
   if _check_finish.status not in ('completed', 'failed', 'dropped') then
-    raise exception '%unknown status %; use completed, failed or dropped',
-                    coalesce(format('element %s: ', "position"), ''), quote_literal(_check_finish.status)
-      using errcode = '22023';
+    perform pgpark._refuse_element(
+      format('unknown status %L; use completed, failed or dropped', _check_finish.status), "position");
   end if;
 end
 $$;
 
 create or replace function pgpark._check_outcomes(outcomes jsonb) returns void
-language plpgsql immutable
+language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
 declare
@@ -104,10 +103,9 @@ begin
   order by e.ord
   limit 1;
   if found then
-    raise exception 'element %: %', bad.ord, bad.complaint
-      using errcode = '22023', detail = format('element %s', bad.ord);
+    perform pgpark._refuse_element(bad.complaint, bad.ord::int);
   end if;
-  perform pgpark._check_finish(e.element ->> 'status', e.ord)
+  perform pgpark._check_finish(e.element ->> 'status', e.ord::int)
   from jsonb_array_elements(outcomes) with ordinality as e (element, ord);
 end
 $$;

@@ -173,20 +173,6 @@ begin
 end
 $$;
 
-create or replace function pgpark._refuse_element(complaint text, "position" int) returns void
-language plpgsql stable
-set search_path = pgpark, pg_temp
-as $$
-begin
-  if "position" is null then
-    raise exception '%', complaint using errcode = '22023';
-  else
-    raise exception 'element %: %', "position", complaint
-      using errcode = '22023', detail = format('element %s', "position");
-  end if;
-end
-$$;
-
 -- Whether a JSON value is absent, null or text that Postgres reads as a time.
 create or replace function pgpark._is_time(value jsonb) returns boolean
 language plpgsql stable
