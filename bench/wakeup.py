@@ -119,7 +119,7 @@ def main() -> None:
     with database(arguments.dsn) as dsn:
         with connect(dsn) as connection:
             migrate(connection)
-            (version,) = connection.execute("show server_version").fetchone().values()  # type: ignore[union-attr]
+            version = connection.info.parameter_status("server_version")
         print(f"PostgreSQL {version}, {os.cpu_count()} cores, {arguments.tasks} tasks")
         print(f"{'milliseconds':48}  median     p99")
         print(line("submit called to handler started, idle worker", wake_ups(dsn, arguments.tasks)))

@@ -80,8 +80,8 @@ class FunctionExecutor:
         self._handler = handler
         self._model = _payload_model(handler)
         self._takes_context = _takes_context(handler)
-        call = getattr(handler, "__call__", None)  # noqa: B004 (an object with an async __call__ is a handler too)
-        self.stoppable = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+        # An object with an async __call__ is a handler too.
+        self.stoppable = any(map(inspect.iscoroutinefunction, (handler, type(handler).__call__)))
 
     async def run(self, context: TaskContext) -> Any:
         payload = context.task.payload

@@ -254,9 +254,12 @@ class Worker:
                 job.cancel()  # of one that is not done, for the second time: a command is killed now
         await self._write_outcomes(connection)
         for task_id, run in list(self._runs.items()):
+            if run.outcome is not None:  # it ended meanwhile, and its answer is kept
+                continue
             await calls.run_on_async(connection, calls.release(task_id, run.context.task.attempt))
             del self._runs[task_id]
             log.info("task %d: released", task_id)
+        await self._write_outcomes(connection)
 
     async def _listen(self, heartbeat: Heartbeat) -> None:
         """Turns notifications into wake-ups. Those of our own connection say nothing new: after each statement that
