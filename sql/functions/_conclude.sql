@@ -54,7 +54,9 @@ begin
       from ended e
       group by e.pool_id
     )
-    select p.name, p.queue_name, p.archive, array_agg(e.msg_id) as msg_ids, array_agg(e.task_id) as task_ids
+    select p.pool_id, p.name, p.queue_name, p.archive, array_agg(e.msg_id) as msg_ids, array_agg(e.task_id) as task_ids,
+           p.max_queue_depth is not null as capped,
+           count(*) filter (where e.state in ('parked', 'delayed'))::int as waited
     from ended e
     join pool p using (pool_id)
     group by p.pool_id
@@ -63,6 +65,9 @@ begin
       perform pgmq.archive(lot.queue_name, lot.msg_ids);
     else
       perform pgmq.delete(lot.queue_name, lot.msg_ids);
+    end if;
+    if lot.capped and lot.waited > 0 then
+      perform pgpark._give_places(lot.pool_id, lot.waited);
     end if;
     perform pg_notify('pgpark.mailbox', id::text) from unnest(lot.task_ids) as id;
     perform pgpark._wake(lot.name);

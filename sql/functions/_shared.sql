@@ -94,7 +94,7 @@ begin
 end
 $$;
 
--- Submitters of a pool with max_queue_depth take turns from counting until they commit.
+-- Batches that find too few places in a pool take turns: functions/_places.sql.
 create or replace function pgpark._lock_depth(pool_id int) returns void
 language plpgsql
 set search_path = pgpark, pg_temp

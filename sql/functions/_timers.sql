@@ -32,7 +32,8 @@ begin
 end
 $$;
 
--- Returns how many delayed tasks parked.
+-- Returns how many delayed tasks parked. In a fair pool a task that never started has its turn from now on; one that
+-- comes back after a failure has its old one.
 create or replace function pgpark._promote(lot pgpark.pool, now_ timestamptz, bite int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -44,28 +45,38 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
-  promoted int;
+  due bigint[];
+  tags double precision[];
 begin
-  with due as (
+  due := array(
     select t.task_id
     from task t
     where t.pool_id = lot.pool_id
       and t.state = 'delayed'
       and t.run_at <= now_
-    order by t.run_at
+    order by t.run_at, t.task_id
     limit bite
-    for update skip locked
-  )
+    for update skip locked);
+  if cardinality(due) = 0 then
+    return 0;
+  end if;
+  if lot.fairness = 'tenant' then
+    select pgpark._stamp(lot, array_agg(case t.attempt when 0 then coalesce(t.tenant, '') end order by d.ord),
+                         array_agg(t.priority order by d.ord), array_agg(t.units order by d.ord))
+    into tags
+    from unnest(due) with ordinality as d (task_id, ord)
+    join task t on t.task_id = d.task_id;
+  end if;
   update task t
   set state = 'parked',
-      run_at = null
-  from due d
+      run_at = null,
+      start_tag = case lot.fairness when 'tenant' then coalesce(tags[d.ord], t.start_tag) else 0 end,
+      share = case lot.fairness when 'tenant' then coalesce(t.tenant, '') end,
+      lane = pgpark._lane(lot.pool_id, t.tenant)
+  from unnest(due) with ordinality as d (task_id, ord)
   where t.task_id = d.task_id;
-  get diagnostics promoted = row_count;
-  if promoted > 0 then
-    perform pgpark._wake(lot.name);
-  end if;
-  return promoted;
+  perform pgpark._wake(lot.name);
+  return cardinality(due);
 end
 $$;
 
@@ -110,14 +121,7 @@ begin
   where t.task_id = any (lapsed)
     and (t.state = 'cancelling' or (t.state = 'running' and t.losses + 1 >= lot.max_losses));
 
-  update task t
-  set state = 'parked',
-      losses = t.losses + 1,
-      worker = null,
-      lease_until = null,
-      run_until = null
-  where t.task_id = any (lapsed)
-    and t.state = 'running';
+  perform pgpark._park_again(lot, lapsed, lost => 1);
   perform pgpark._wake(lot.name);
   return cardinality(lapsed);
 end
@@ -170,18 +174,20 @@ begin
       and t.state = 'running'
       and p.pool_id = t.pool_id
       and t.failures + 1 < p.max_attempts
-    returning t.task_id, t.pool_id, p.name
+    returning t.task_id, t.pool_id
   ),
   counted as (
     insert into tally (pool_id, retried)
     select a.pool_id, count(*) from again a group by a.pool_id
   ),
-  woken as (
-    select pgpark._wake(a.name) from again a group by a.name
+  booked as (
+    select pgpark._wake(p.name), case when p.max_queue_depth is not null then pgpark._owe_places(p.pool_id, a.tasks) end
+    from (select a.pool_id, count(*)::int as tasks from again a group by a.pool_id) a
+    join pool p using (pool_id)
   )
   select array_agg(a.task_id) into retried
   from again a
-  where (select count(*) from woken) > 0;
+  where (select count(*) from booked) > 0;
   return coalesce(retried, '{}');
 end
 $$;
@@ -206,6 +212,6 @@ begin
     (select min(t.run_at) from task t where t.pool_id = lot.pool_id and t.state = 'delayed'),
     (select min(t.lease_until) from task t
      where t.pool_id = lot.pool_id and t.state in ('running', 'cancelling')),
-    case when pgpark._may_start(lot) then now_ + interval '1 second' end);
+    case when pgpark._may_start(lot, now_) then now_ + interval '1 second' end);
 end
 $$;

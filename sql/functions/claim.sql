@@ -14,6 +14,10 @@ returns table (task_id bigint, attempt int, payload jsonb, priority text, units 
                session_id text, deadline timestamptz, created_at timestamptz)
 language plpgsql
 set search_path = pgpark, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -54,7 +58,7 @@ begin
         't.user_id, t.session_id, t.deadline, t.created_at '
         'from pgpark.task t join pgmq.%I m using (msg_id) where t.task_id = any ($1) '
         'and m.message #>> ''{metadata,task_id}'' = t.task_id::text '
-        'order by t.priority desc, t.task_id', 'q_' || lot.queue_name)
+        'order by t.priority desc, t.start_tag, t.task_id', 'q_' || lot.queue_name)
       using started
     loop
       found_ := found_ || park_claim.task_id;
@@ -68,7 +72,7 @@ begin
 
   -- A head that started no longer holds up those behind it, and a worker that looked in vain meanwhile must look
   -- again: there is no submit or finish to tell it.
-  if any_started and pgpark._may_start(lot) then
+  if any_started and pgpark._may_start(lot, now_) then
     perform pgpark._wake(lot.name);
   end if;
   perform pgpark._seen(lot.pool_id, park_claim.worker, park_claim.max_units, now_);
@@ -163,7 +167,8 @@ $$;
 
 -- Chooses, in rank order, what starts, and locks it. The first task that does not fit is the head: past it at most
 -- max_bypass tasks may start in its whole life (task.bypassed counts them), then capacity is held until it starts.
--- A task that somebody else holds this moment (a cancel that is not committed) is passed over as if it were gone.
+-- A task that its tenant's limit keeps waiting is not in line, so it is no head. One that somebody else holds this
+-- moment (a cancel that is not committed) is passed over as if it were gone.
 create or replace function pgpark._pick(lot pgpark.pool, now_ timestamptz, free bigint, slots int) returns bigint[]
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -176,57 +181,83 @@ set enable_sort = off
 as $$
 #variable_conflict use_column
 declare
-  candidate record;
+  rank_ cursor for
+    select t.task_id, t.tenant, t.priority, t.start_tag, t.units, t.bypassed, t.deadline,
+           null::int, true, false
+    from task t
+    where t.pool_id = lot.pool_id
+      and t.state = 'parked'
+      and t.lane is null
+    order by t.priority desc, t.start_tag, t.task_id
+    limit 10000;  -- _longest_walk(), as a constant: so the planner knows that this is a walk and not a sort
+  next_ pgpark.candidate;       -- the next of the rank index
+  lanes pgpark.candidate[];     -- what is in line of the tenants with a limit
+  lane_at int := 1;
+  candidate pgpark.candidate;   -- the next in line of both
   picked bigint[] := array[]::bigint[];
   late bigint[] := array[]::bigint[];
-  oversized bigint[] := array[]::bigint[];
+  misfit bigint[] := array[]::bigint[];
   head bigint;
   passes int;       -- how many more tasks may start past the head
   passed int := 0;
   looked int := 0;  -- tasks seen behind the head
 begin
-  for candidate in
-    select t.task_id, t.units, t.bypassed, t.deadline
-    from task t
-    where t.pool_id = lot.pool_id
-      and t.state = 'parked'
-    order by t.priority desc, t.task_id
-    limit 10000  -- _longest_walk(), as a constant: so the planner knows that this is a walk and not a sort
+  lanes := array(
+    select l
+    from pgpark._read_lanes(lot, now_, slots + case when lot.max_bypass > 0 then pgpark._bypass_window() else 0 end, 0) l
+    where l.in_line);
+  open rank_;
+  fetch rank_ into next_;
   loop
+    if lane_at <= cardinality(lanes) and (next_.task_id is null or pgpark._ranks_before(lanes[lane_at], next_)) then
+      candidate := lanes[lane_at];
+      lane_at := lane_at + 1;
+    else
+      exit when next_.task_id is null;
+      candidate := next_;
+      fetch rank_ into next_;
+    end if;
+
     if head is not null then
       looked := looked + 1;
       exit when looked > pgpark._bypass_window();
-      continue when candidate.units > free;
+      continue when candidate.units > free and not candidate.last_look;
     end if;
     perform from task t where t.task_id = candidate.task_id and t.state = 'parked' for update skip locked;
-    continue when not found;
-    if candidate.deadline <= now_ then
+    if not found then
+      null;
+    elsif candidate.deadline <= now_ then
       late := late || candidate.task_id;
       exit when cardinality(late) >= 1000;  -- a bite; the rest is due too, so the next claim comes at once
-    elsif candidate.units > lot.max_units then
+    elsif candidate.units > least(lot.max_units, candidate.max_units) then
       -- Put back into a pool that was shrunk meanwhile: it would hold up the lot for ever.
-      oversized := oversized || candidate.task_id;
+      misfit := misfit || candidate.task_id;
+    elsif lot.limited and candidate.max_units is null and pgpark._lane(lot.pool_id, candidate.tenant) is not null then
+      -- Parked while the limit of its tenant was being set, so it stands in the wrong line: the next claim finds it.
+      update task t set lane = pgpark._lane(lot.pool_id, t.tenant) where t.task_id = candidate.task_id;
+      exit;
     elsif candidate.units <= free then
       picked := picked || candidate.task_id;
       free := free - candidate.units;
       passed := passed + (head is not null)::int;
-    else
+    elsif head is null then
       head := candidate.task_id;
       passes := lot.max_bypass - candidate.bypassed;
     end if;
-    exit when free < 1 or cardinality(picked) >= slots or passed >= passes;
+    exit when free < 1 or cardinality(picked) >= slots or passed >= passes or candidate.last_look;
   end loop;
+  close rank_;
   if passed > 0 then
     update task t set bypassed = t.bypassed + passed where t.task_id = head;
   end if;
   perform pgpark._conclude_all(late, 'expired', 'deadline_expired');
-  perform pgpark._conclude_all(oversized, 'dropped', 'too_large');
+  perform pgpark._conclude_all(misfit, 'dropped', 'too_large');
   return picked;
 end
 $$;
 
--- Whether a parked task would start now on a worker with room enough: the first one fits what is free in the pool.
-create or replace function pgpark._may_start(lot pgpark.pool) returns boolean
+-- The first of the line, whatever its deadline; null when nothing is in line.
+create or replace function pgpark._first_in_line(lot pgpark.pool, now_ timestamptz) returns pgpark.candidate
 language plpgsql stable
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -236,18 +267,35 @@ set enable_sort = off
 as $$
 #variable_conflict use_column
 declare
-  first_ record;
+  first_ pgpark.candidate;
+  of_lanes pgpark.candidate;
+begin
+  select t.task_id, t.tenant, t.priority, t.start_tag, t.units, t.bypassed, t.deadline, null::int, true, false
+  into first_
+  from task t
+  where t.pool_id = lot.pool_id
+    and t.state = 'parked'
+    and t.lane is null
+  order by t.priority desc, t.start_tag, t.task_id
+  limit 1;
+  select l.* into of_lanes from pgpark._read_lanes(lot, now_, 1, 0) l where l.in_line limit 1;
+  return case when first_.task_id is null or pgpark._ranks_before(of_lanes, first_) then of_lanes else first_ end;
+end
+$$;
+
+-- Whether a parked task would start now on a worker with room enough: the first one fits what is free in the pool.
+create or replace function pgpark._may_start(lot pgpark.pool, now_ timestamptz) returns boolean
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+declare
+  first_ pgpark.candidate;
 begin
   if lot.state in ('paused', 'disabled') then
     return false;
   end if;
-  select t.units, t.bypassed into first_
-  from task t
-  where t.pool_id = lot.pool_id
-    and t.state = 'parked'
-  order by t.priority desc, t.task_id
-  limit 1;
-  return found
+  first_ := pgpark._first_in_line(lot, now_);
+  return first_.task_id is not null
          and pgpark._free_units(lot, null, null)
              >= case when first_.bypassed < lot.max_bypass then 1 else first_.units end;
 end
@@ -265,6 +313,9 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
+  if cardinality(ids) = 0 then
+    return ids;
+  end if;
   update task t
   set state = 'running',
       attempt = t.attempt + 1,
@@ -274,6 +325,12 @@ begin
       lease_until = now_ + pgpark._secs(lot.lease_secs),
       run_until = now_ + pgpark._secs(lot.run_timeout_secs)
   where t.task_id = any (ids);
+  if lot.fairness = 'tenant' then
+    perform pgpark._serve(lot, ids);
+  end if;
+  if lot.max_queue_depth is not null then
+    perform pgpark._give_places(lot.pool_id, cardinality(ids));
+  end if;
   return ids;
 end
 $$;

@@ -9,13 +9,13 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
-set enable_sort = off
 as $$
 #variable_conflict use_column
 declare
   lot pgpark.pool := pgpark._pool(park_explain.pool);
   candidate record;
-  rank_ int := 0;
+  explained int := 0;
+  ahead int := 0;  -- in line
   now_ timestamptz := pgpark._now();
   free bigint := pgpark._free_units(lot, null, null);
   largest bigint := pgpark._largest_worker(lot, now_);
@@ -27,21 +27,36 @@ begin
     raise exception 'max_tasks must be at least 1, not %', coalesce(max_tasks::text, 'NULL') using errcode = '22023';
   end if;
   for candidate in
-    select t.task_id, t.units, t.bypassed
-    from task t
-    where t.pool_id = lot.pool_id
-      and t.state = 'parked'
-      and t.units <= lot.max_units  -- what is larger, and what is late, ends at the next claim
-      and (t.deadline is null or t.deadline > now_)
-    order by t.priority desc, t.task_id
+    select c.*, (row_number() over (partition by c.tenant, c.in_line
+                                    order by c.priority desc, c.start_tag, c.task_id) - 1)::int as own_ahead
+    from (
+      (select t.task_id, null as tenant, t.units, t.bypassed, true as in_line, t.priority, t.start_tag
+       from task t
+       where t.pool_id = lot.pool_id
+         and t.state = 'parked'
+         and t.lane is null
+         and t.units <= lot.max_units  -- what is larger, and what is late, ends at the next claim
+         and (t.deadline is null or t.deadline > now_)
+       order by t.priority desc, t.start_tag, t.task_id
+       limit max_tasks)
+      union all
+      select l.task_id, l.tenant, l.units, l.bypassed, l.in_line, l.priority, l.start_tag
+      from pgpark._read_lanes(lot, now_, max_tasks, max_tasks) l
+      where l.units <= least(lot.max_units, l.max_units)
+        and (l.deadline is null or l.deadline > now_)
+    ) c
+    order by c.priority desc, c.start_tag, c.task_id
     limit max_tasks
   loop
     task_id := candidate.task_id;
-    "position" := rank_;
-    rank_ := rank_ + 1;
-    looked := looked + head_found::int;
+    "position" := ahead + case when candidate.in_line then 0 else candidate.own_ahead end;
+    explained := explained + 1;
+    ahead := ahead + candidate.in_line::int;
+    looked := looked + (head_found and candidate.in_line)::int;
     if lot.state in ('paused', 'disabled') then
       why := 'paused';
+    elsif not candidate.in_line then
+      why := 'tenant limit';
     elsif head_found and (passes < 1 or looked > pgpark._bypass_window()) then
       why := 'held for head';
     elsif candidate.units <= least(free, largest) then
@@ -64,7 +79,7 @@ begin
   where t.pool_id = lot.pool_id
     and t.state = 'delayed'
   order by t.run_at
-  limit greatest(max_tasks - rank_, 0);
+  limit greatest(max_tasks - explained, 0);
 end
 $$;
 

@@ -55,6 +55,8 @@ begin
       reclaimed := reclaimed + pgpark._reclaim(lot, now_, bite => 1000);
       perform pgpark._fold_tally(lot.pool_id);
       perform pgpark._forget_workers(lot.pool_id, now_);
+      perform pgpark._forget_service(lot.pool_id);
+      perform pgpark._recount_places(lot, now_);
     end if;
     next_due := least(next_due, pgpark._next_due(lot, now_));
   end loop;

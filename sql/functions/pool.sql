@@ -9,6 +9,7 @@ as $$
 declare
   before pgpark.pool;
   after_ pgpark.pool;
+  retenanted boolean;  -- who shares the pool, and how
 begin
   perform pgpark._require_read_committed();
   perform pgpark._check_pool_name(park_put_pool.name);
@@ -23,6 +24,8 @@ begin
     after_.state := 'active';
     after_.created_at := pgpark._now();
     insert into pool overriding system value select after_.*;
+    perform pgpark._put_tenants(after_);
+    perform pgpark._deal_places(after_, after_.created_at);
     return 'created';
   end if;
 
@@ -37,8 +40,10 @@ begin
   if before = after_ then
     return 'unchanged';
   end if;
-  if after_.max_units < before.max_units
-     or after_.max_queue_depth < coalesce(before.max_queue_depth, after_.max_queue_depth + 1) then
+  retenanted := before.fairness <> after_.fairness
+                or before.config -> 'tenants' is distinct from after_.config -> 'tenants';
+  if retenanted or after_.max_units < before.max_units
+     or before.max_queue_depth is distinct from after_.max_queue_depth then
     perform pgpark._lock_entrance(before.pool_id, alone => true);
   end if;
   perform pgpark._lock_pool(park_put_pool.name);
@@ -48,6 +53,9 @@ begin
       default_timeout_secs = after_.default_timeout_secs,
       resource_kind = after_.resource_kind,
       max_bypass = after_.max_bypass,
+      overflow = after_.overflow,
+      fairness = after_.fairness,
+      limited = after_.limited,
       lease_secs = after_.lease_secs,
       run_timeout_secs = after_.run_timeout_secs,
       scheduling_slack_secs = after_.scheduling_slack_secs,
@@ -61,14 +69,22 @@ begin
       cost_model = after_.cost_model,
       config = after_.config
   where p.pool_id = before.pool_id;
-  if after_.max_units < before.max_units then
+  if retenanted then
+    perform pgpark._line_up(before, after_, pgpark._put_tenants(after_));
+  end if;
+  if retenanted or after_.max_units < before.max_units then
     perform pgpark._conclude_all(
-      array(select t.task_id from task t
+      array(select t.task_id
+            from task t
+            left join tenant n on n.pool_id = t.pool_id and n.tenant = coalesce(t.tenant, '')
             where t.pool_id = before.pool_id
               and t.state in ('parked', 'delayed')
-              and t.units > after_.max_units
-            for update),
+              and t.units > least(after_.max_units, n.max_units)
+            for update of t),
       'dropped', 'too_large');
+  end if;
+  if before.max_queue_depth is distinct from after_.max_queue_depth then
+    perform pgpark._deal_places(after_, pgpark._now());
   end if;
   perform pgpark._wake(park_put_pool.name);
   return 'changed';
@@ -134,6 +150,9 @@ begin
   delete from worker w where w.pool_id = lot.pool_id;
   delete from tally y where y.pool_id = lot.pool_id;
   delete from submission_key k where k.pool_id = lot.pool_id;
+  delete from tenant n where n.pool_id = lot.pool_id;
+  delete from tenant_service s where s.pool_id = lot.pool_id;
+  delete from place p where p.pool_id = lot.pool_id;
   delete from pool p where p.pool_id = lot.pool_id;
   perform pgmq.drop_queue(lot.queue_name);
 end
@@ -155,7 +174,8 @@ begin
          jsonb_build_object(
            'max_units', p.max_units, 'max_queue_depth', p.max_queue_depth,
            'default_timeout_secs', p.default_timeout_secs, 'resource_kind', p.resource_kind,
-           'max_bypass', p.max_bypass, 'overflow', 'reject', 'fairness', 'fifo', 'lease_secs', p.lease_secs,
+           'max_bypass', p.max_bypass, 'overflow', p.overflow, 'fairness', p.fairness,
+           'tenants', pgpark._tenants(p.pool_id), 'lease_secs', p.lease_secs,
            'run_timeout_secs', p.run_timeout_secs, 'scheduling_slack_secs', p.scheduling_slack_secs,
            'retry', jsonb_build_object(
              'max_attempts', p.max_attempts, 'max_losses', p.max_losses, 'backoff_secs', p.backoff_secs,
@@ -184,6 +204,44 @@ begin
 end
 $$;
 
+-- The tenants of a pool as a config has them, defaults filled in.
+create or replace function pgpark._tenants(pool_id int) returns jsonb
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return (
+    select coalesce(jsonb_object_agg(n.tenant, jsonb_build_object('weight', n.weight, 'max_units', n.max_units)), '{}')
+    from tenant n
+    where n.pool_id = _tenants.pool_id);
+end
+$$;
+
+-- Writes the tenants of a checked config. Returns those whose weight is another one than before.
+create or replace function pgpark._put_tenants(lot pgpark.pool) returns text[]
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  before jsonb := pgpark._tenants(lot.pool_id);
+  after_ jsonb;
+begin
+  delete from tenant n where n.pool_id = lot.pool_id;
+  insert into tenant (pool_id, tenant, weight, max_units)
+  select lot.pool_id, e.key, coalesce(e.value ->> 'weight', '1')::double precision,
+         (e.value ->> 'max_units')::numeric::int
+  from jsonb_each(nullif(lot.config -> 'tenants', 'null')) e
+  where e.value <> 'null';
+  after_ := pgpark._tenants(lot.pool_id);
+  return array(
+    select k.tenant
+    from (select jsonb_object_keys(before) union select jsonb_object_keys(after_)) k (tenant)
+    where coalesce(before #>> array[k.tenant, 'weight'], '1') <> coalesce(after_ #>> array[k.tenant, 'weight'], '1'));
+end
+$$;
+
 -- The settings that a checked config gives, defaults filled in.
 create or replace function pgpark._configured(name text, config jsonb) returns pgpark.pool
 language plpgsql immutable
@@ -198,6 +256,9 @@ begin
   lot.max_queue_depth := (config ->> 'max_queue_depth')::numeric::int;
   lot.default_timeout_secs := (config ->> 'default_timeout_secs')::double precision;
   lot.resource_kind := config ->> 'resource_kind';
+  lot.overflow := coalesce(config ->> 'overflow', 'reject');
+  lot.fairness := coalesce(config ->> 'fairness', 'fifo');
+  lot.limited := coalesce(jsonb_path_exists(config, '$.tenants.*.max_units ? (@ != null)'), false);
   lot.max_bypass := coalesce((config ->> 'max_bypass')::numeric::int, 0);
   lot.lease_secs := coalesce(config ->> 'lease_secs', '30')::double precision;
   lot.run_timeout_secs := (config ->> 'run_timeout_secs')::double precision;
@@ -217,7 +278,8 @@ end
 $$;
 
 -- Every key that a config may have: its path, what it takes, the least value, the words it may be, and which of them
--- this version can do. kind `object` holds other keys; kind `later` is known but comes with a later version.
+-- this version can do (null: all). kind `object` holds other keys; `later` is known but comes with a later version; `*`
+-- stands for any name.
 create or replace function pgpark._config_keys()
 returns table (path text, kind text, least_value numeric, choices text[], possible text[])
 language sql immutable
@@ -228,9 +290,12 @@ as $$
     ('default_timeout_secs',   'number',  0.001, null, null),
     ('resource_kind',          'word',    null, array['cpu', 'gpu_vram', 'io', 'mixed'], null),
     ('max_bypass',             'integer', 0, null, null),
-    ('overflow',               'word',    null, array['reject', 'drop_lowest'], array['reject']),
-    ('fairness',               'word',    null, array['fifo', 'tenant'], array['fifo']),
-    ('tenants',                'later',   null, null, null),
+    ('overflow',               'word',    null, array['reject', 'drop_lowest'], null),
+    ('fairness',               'word',    null, array['fifo', 'tenant'], null),
+    ('tenants',                'object',  null, null, null),
+    ('tenants.*',              'object',  null, null, null),
+    ('tenants.*.weight',       'number',  0.001, null, null),
+    ('tenants.*.max_units',    'integer', 1, null, null),
     ('database',               'later',   null, null, null),
     ('lease_secs',             'number',  0.1, null, null),
     ('run_timeout_secs',       'number',  0.001, null, null),
@@ -278,21 +343,25 @@ begin
       using errcode = '22023', hint = 'For example: {"max_units": 24}';
   end if;
 
-  with recursive setting (path, value, dotted) as (
-    select e.key, e.value, e.key like '%.%'
+  with recursive setting (path, shown, value, dotted) as (
+    select e.key, e.key, e.value, e.key like '%.%'
     from jsonb_each(config) e
     union all
-    select s.path || '.' || e.key, e.value, s.dotted or e.key like '%.%'
+    select s.path || '.' || case s.path when 'tenants' then '*' else e.key end, s.shown || '.' || e.key, e.value,
+           s.dotted or (e.key like '%.%' and s.path <> 'tenants')
     from setting s
     join pgpark._config_keys() k on k.path = s.path and k.kind = 'object' and jsonb_typeof(s.value) = 'object'
     cross join lateral jsonb_each(s.value) e
   ),
   checked as (
-    select s.path,
+    select s.shown,
       case
         when k.path is null or s.dotted then 'is no key of a pool; here belong: '
              || (select string_agg(n.path, ', ') from pgpark._config_keys() n
-                 where coalesce(substring(n.path from '^(.*)\.'), '') = coalesce(substring(s.path from '^(.*)\.'), ''))
+                 where n.path not like '%*'
+                   and coalesce(substring(n.path from '^(.*)\.'), '') = coalesce(substring(s.path from '^(.*)\.'), ''))
+        when s.path = 'tenants.*' and octet_length(substring(s.shown from 9)) > 255 then
+          'is too long a name; a tenant takes at most 255 bytes'
         when s.value = 'null' then null  -- as if it were left out
         when k.kind = 'later' then 'is not available in this version'
         when k.kind = 'object' and jsonb_typeof(s.value) <> 'object' then
@@ -316,9 +385,9 @@ begin
     from setting s
     left join pgpark._config_keys() k using (path)
   )
-  select c.* into bad from checked c where c.complaint is not null order by c.path limit 1;
+  select c.* into bad from checked c where c.complaint is not null order by c.shown limit 1;
   if found then
-    raise exception 'pools.%.% %', _check_config.name, bad.path, bad.complaint using errcode = '22023';
+    raise exception 'pools.%.% %', _check_config.name, bad.shown, bad.complaint using errcode = '22023';
   elsif coalesce(config -> 'max_units', 'null') = 'null' then
     raise exception 'pools.%.max_units is missing', _check_config.name
       using errcode = '22023', hint = 'How many units may be in use at once, for example {"max_units": 24}.';

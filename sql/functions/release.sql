@@ -13,6 +13,7 @@ as $$
 #variable_conflict use_column
 declare
   held pgpark.task;
+  lot pgpark.pool;
 begin
   perform pgpark._require_read_committed();
   select t.* into held
@@ -27,13 +28,9 @@ begin
     perform pgpark._conclude_all(array[held.task_id], 'dropped', held.cancel_reason);
     return true;
   end if;
-  update task t
-  set state = 'parked',
-      worker = null,
-      lease_until = null,
-      run_until = null
-  where t.task_id = held.task_id;
-  perform pgpark._wake(p.name) from pool p where p.pool_id = held.pool_id;
+  select p.* into lot from pool p where p.pool_id = held.pool_id;
+  perform pgpark._park_again(lot, array[held.task_id], lost => 0);
+  perform pgpark._wake(lot.name);
   return true;
 end
 $$;

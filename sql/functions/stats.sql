@@ -24,21 +24,26 @@ begin
       and t.state in ('running', 'cancelling')
   ) live
   cross join lateral (
-    select (select count(*)::int from task t where t.pool_id = p.pool_id and t.state = 'parked') as parked,
+    select pgpark._count_parked(p.pool_id) as parked,
            (select count(*)::int from task t where t.pool_id = p.pool_id and t.state = 'delayed') as delayed
   ) waiting
   cross join lateral (
-    -- The oldest of each priority stands at the front of its part of the rank index; ordered as the index is, so that
-    -- it is what the planner takes.
-    select min(f.created_at) as created_at
+    -- In a pool that is not fair the oldest of each priority stands at the front of its part of the rank index (ordered
+    -- as the index is, so that it is what the planner takes). Tasks with a share or a lane are all looked at.
+    select least(min(f.created_at),
+                 (select min(t.created_at) from task t
+                  where t.pool_id = p.pool_id and t.state = 'parked' and t.share is not null),
+                 (select min(t.created_at) from task t
+                  where t.pool_id = p.pool_id and t.state = 'parked' and t.lane is not null)) as created_at
     from generate_series(0, 3) as g (priority)
     cross join lateral (
       select t.created_at
       from task t
       where t.pool_id = p.pool_id
         and t.state = 'parked'
+        and t.lane is null
         and t.priority between g.priority::smallint and g.priority::smallint
-      order by t.priority desc, t.task_id
+      order by t.priority desc, t.start_tag, t.task_id
       limit 1
     ) f
   ) oldest

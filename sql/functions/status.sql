@@ -26,9 +26,11 @@ $$;
 comment on function pgpark.park_status is
 'One task, live or ended; no row for an id that is unknown or whose outcome was taken out of the mailbox.
 status: parked, delayed, running, cancelling, or the outcome completed, failed, expired, dropped. position: for a parked
-task how many are ahead of it, 1000 meaning that many or more. started_at: of the latest attempt.';
+task how many are ahead of it, 1000 meaning that many or more; tasks that their tenant''s limit keeps waiting are ahead
+of that tenant''s tasks alone. started_at: of the latest attempt.';
 
--- How many parked tasks of the pool rank before this one, counted up to 1000.
+-- How many tasks are ahead of a parked one, counted up to 1000: those in line that rank before it, and for one that its
+-- tenant's limit keeps out of the line also the tenant's tasks before it that are out of it.
 create or replace function pgpark._tasks_ahead(task pgpark.task) returns int
 language plpgsql stable
 set search_path = pgpark, pg_temp
@@ -40,18 +42,48 @@ set enable_mergejoin = off
 set enable_sort = off
 as $$
 #variable_conflict use_column
+declare
+  lot pgpark.pool;
+  ahead int;
+  of_lanes int;
+  of_own_lane int;  -- ahead of it in its own lane, in line and not
 begin
-  return (
-    select count(*)::int
-    from (
-      select t.priority, t.task_id
-      from task t
-      where t.pool_id = _tasks_ahead.task.pool_id
-        and t.state = 'parked'
-      order by t.priority desc, t.task_id
-      limit 1000
-    ) front
-    where front.priority > _tasks_ahead.task.priority
-       or (front.priority = _tasks_ahead.task.priority and front.task_id < _tasks_ahead.task.task_id));
+  select count(*)::int into ahead
+  from (
+    select t.priority, t.start_tag, t.task_id
+    from task t
+    where t.pool_id = _tasks_ahead.task.pool_id
+      and t.state = 'parked'
+      and t.lane is null
+    order by t.priority desc, t.start_tag, t.task_id
+    limit 1000
+  ) t
+  where (-t.priority, t.start_tag, t.task_id)
+        < (-_tasks_ahead.task.priority, _tasks_ahead.task.start_tag, _tasks_ahead.task.task_id);
+
+  select p.* into lot from pool p where p.pool_id = _tasks_ahead.task.pool_id;
+  select count(*)::int, (count(*) filter (where l.tenant = _tasks_ahead.task.lane))::int
+  into of_lanes, of_own_lane
+  from pgpark._read_lanes(lot, pgpark._now(), 1000, 0) l
+  where l.in_line
+    and (-l.priority, l.start_tag, l.task_id)
+        < (-_tasks_ahead.task.priority, _tasks_ahead.task.start_tag, _tasks_ahead.task.task_id);
+  if _tasks_ahead.task.lane is not null then
+    of_own_lane := (
+      select count(*)::int - of_own_lane
+      from (
+        select t.priority, t.start_tag, t.task_id
+        from task t
+        where t.pool_id = _tasks_ahead.task.pool_id
+          and t.state = 'parked'
+          and t.lane is not null
+          and t.lane = _tasks_ahead.task.lane
+        order by t.priority desc, t.start_tag, t.task_id
+        limit 1000
+      ) t
+      where (-t.priority, t.start_tag, t.task_id)
+            < (-_tasks_ahead.task.priority, _tasks_ahead.task.start_tag, _tasks_ahead.task.task_id));
+  end if;
+  return least(ahead + of_lanes + of_own_lane, 1000);
 end
 $$;

@@ -211,8 +211,6 @@ declare
   due timestamptz[];
   refusals text[];
   owners bigint[];
-  room bigint;
-  msg_ids bigint[];
 begin
   -- A deadline beyond what most calendars can hold is none.
   due := array(
@@ -225,18 +223,12 @@ begin
   refusals := array(
     select case
              when lot.state in ('draining', 'disabled') then 'pool_closed'
-             when d.units > lot.max_units then 'too_large'
+             when d.units > pgpark._most_units(lot, d.tenant) then 'too_large'
              when due[d.ord] <= greatest(now_, d.run_at) + pgpark._secs(lot.scheduling_slack_secs)
                then 'deadline_expired'
            end
     from unnest(drafts) d
     order by d.ord);
-
-  -- Submits into a pool with a depth take turns from here on, which makes the count below exact. Before the keys, so
-  -- that everybody waits for the two in one order.
-  if lot.max_queue_depth is not null and array_position(refusals, null) is not null then
-    perform pgpark._lock_depth(lot.pool_id);
-  end if;
 
   -- Keys. The first to insert one owns it; a second one waits here for the first to commit. A known key wins over a
   -- refusal: a client that repeats its call late must learn of its first task.
@@ -274,20 +266,7 @@ begin
   end loop;
 
   if lot.max_queue_depth is not null and array_position(refusals, null) is not null then
-    select lot.max_queue_depth - count(*) into room
-    from (
-      select from task t where t.pool_id = lot.pool_id and t.state = 'parked'
-      union all  -- not one condition on both states: each has an index of its own
-      select from task t where t.pool_id = lot.pool_id and t.state = 'delayed'
-      limit lot.max_queue_depth
-    ) waiting;
-    refusals := array(
-      select case when r.refusal is null and r.nth > room then 'queue_full' else r.refusal end
-      from (
-        select r.refusal, r.ord, count(*) filter (where r.refusal is null) over (order by r.ord) as nth
-        from unnest(refusals) with ordinality as r (refusal, ord)
-      ) r
-      order by r.ord);
+    refusals := pgpark._find_places(lot, drafts, refusals);
     if owners is not null and array_position(refusals, 'queue_full') is not null then
       -- The key of a task that found no room is free again, and its duplicates in this batch find none either.
       refusals := array(
@@ -310,34 +289,9 @@ begin
   end if;
 
   if array_position(refusals, null) is not null then
-    -- vt = infinity: no other consumer of the queue can read a task past the capacity check.
-    msg_ids := array(
-      select pgmq.send_batch(
-        lot.queue_name,
-        array(
-          select jsonb_build_object(
-                   'metadata', jsonb_strip_nulls(jsonb_build_object(
-                     'task_id', d.task_id, 'pool', lot.name, 'priority', d.priority, 'units', d.units,
-                     'tenant', d.tenant, 'user_id', d.user_id, 'session_id', d.session_id, 'deadline', due[d.ord],
-                     'run_at', d.run_at, 'created_at', now_)),
-                   'payload', d.payload)
-          from unnest(drafts) d
-          where refusals[d.ord] is null
-          order by d.ord),
-        null,
-        timestamptz 'infinity'));
-
-    insert into task (task_id, pool_id, msg_id, state, priority, units, tenant, user_id, session_id, deadline, run_at,
-                      created_at, idempotency_key)
-    select d.task_id, lot.pool_id, msg_ids[d.nth], case when d.run_at > now_ then 'delayed' else 'parked' end,
-           pgpark._priority_level(d.priority), d.units, d.tenant, d.user_id, d.session_id, due[d.ord],
-           case when d.run_at > now_ then d.run_at end, now_, d.idempotency_key
-    from (
-      select d.*, row_number() over (order by d.ord) as nth
-      from unnest(drafts) d
-      where refusals[d.ord] is null
-    ) d;
-    perform pgpark._wake(lot.name);
+    perform pgpark._store(
+      lot, array(select d from unnest(drafts) d where refusals[d.ord] is null order by d.ord),
+      array(select due[d.ord] from unnest(drafts) d where refusals[d.ord] is null order by d.ord), now_);
   end if;
 
   return query
@@ -352,5 +306,183 @@ begin
          r.refusal
   from unnest(refusals) with ordinality as r (refusal, ord)
   order by r.ord;
+end
+$$;
+
+-- The most units that a task of this tenant may have.
+create or replace function pgpark._most_units(lot pgpark.pool, tenant text) returns int
+language plpgsql stable
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+begin
+  if not lot.limited then
+    return lot.max_units;
+  end if;
+  return least(lot.max_units, (select n.max_units from tenant n
+                               where n.pool_id = lot.pool_id and n.tenant = coalesce(_most_units.tenant, '')));
+end
+$$;
+
+-- Places in the lot for the drafts that are not refused yet, first come, first served; the rest is refused as
+-- queue_full. With overflow: drop_lowest, what is too much goes from the bottom: each time the lowest parked task ends as
+-- dropped if a newcomer has a higher priority than it, else the lowest newcomer is refused. Returns the refusals.
+create or replace function pgpark._find_places(lot pgpark.pool, drafts pgpark.draft[], refusals text[]) returns text[]
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  newcomers int[];            -- by their place in drafts, the lowest first
+  newcomer_levels smallint[];
+  wanted int;
+  granted int;
+  lowest bigint[];            -- what may be dropped, the lowest first
+  lowest_levels smallint[];
+  dropped int := 0;
+  refused int := 0;
+begin
+  select array_agg(n.ord order by n.rank_, n.ord desc), array_agg(n.level order by n.rank_, n.ord desc)
+  into newcomers, newcomer_levels
+  from (
+    select d.ord, pgpark._priority_level(d.priority) as level,
+           case lot.overflow when 'drop_lowest' then pgpark._priority_level(d.priority) end as rank_
+    from unnest(drafts) d
+    where refusals[d.ord] is null
+  ) n;
+  wanted := cardinality(newcomers);
+  granted := pgpark._take_places(lot.pool_id, wanted);
+  if granted = wanted then
+    return refusals;
+  end if;
+  if lot.overflow = 'drop_lowest' then
+    select array_agg(l.task_id order by l.nth), array_agg(l.priority order by l.nth)
+    into lowest, lowest_levels
+    from pgpark._lock_lowest(lot.pool_id, newcomer_levels[wanted], wanted - granted) l;
+  end if;
+  while refused + dropped < wanted - granted loop
+    if lowest_levels[dropped + 1] < newcomer_levels[refused + 1] then
+      dropped := dropped + 1;
+    else
+      refused := refused + 1;
+    end if;
+  end loop;
+  if dropped > 0 then
+    perform pgpark._conclude_all(lowest[:dropped], 'dropped', 'overflow');
+    perform pgpark._owe_places(lot.pool_id, dropped);  -- the newcomers have what these gave back
+  end if;
+  return array(
+    select case when n.nth <= refused then 'queue_full' else r.refusal end
+    from unnest(refusals) with ordinality as r (refusal, ord)
+    left join unnest(newcomers) with ordinality as n (ord, nth) using (ord)
+    order by r.ord);
+end
+$$;
+
+-- Locks the lowest ranked parked tasks of a pool below a priority and returns them, the lowest first. One that somebody
+-- else holds is passed over.
+create or replace function pgpark._lock_lowest(pool_id int, below smallint, tasks int)
+returns table (task_id bigint, priority smallint, nth int)
+language plpgsql
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+  candidate record;
+begin
+  nth := 0;
+  for candidate in
+    select w.*
+    from (
+      (select t.task_id, t.priority, t.start_tag
+       from task t
+       where t.pool_id = _lock_lowest.pool_id and t.state = 'parked' and t.lane is null and t.priority < below
+       order by t.priority, t.start_tag desc, t.task_id desc
+       limit tasks + 100)  -- a few more, for those that are passed over
+      union all
+      select f.*
+      from pgpark._lanes(_lock_lowest.pool_id) as l (tenant)
+      cross join lateral (
+        select t.task_id, t.priority, t.start_tag
+        from task t
+        where t.pool_id = _lock_lowest.pool_id and t.state = 'parked' and t.lane is not null and t.lane = l.tenant
+          and t.priority < below
+        order by t.priority, t.start_tag desc, t.task_id desc
+        limit tasks + 100
+      ) f
+    ) w
+    order by w.priority, w.start_tag desc, w.task_id desc
+  loop
+    exit when nth = tasks;
+    perform from task t where t.task_id = candidate.task_id and t.state = 'parked' for update skip locked;
+    continue when not found;
+    task_id := candidate.task_id;
+    priority := candidate.priority;
+    nth := nth + 1;
+    return next;
+  end loop;
+end
+$$;
+
+-- Writes accepted drafts: their messages into the pool's queue, their tasks into the ledger. due: their deadlines.
+create or replace function pgpark._store(lot pgpark.pool, drafts pgpark.draft[], due timestamptz[], now_ timestamptz)
+returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+  msg_ids bigint[];
+  tags double precision[];
+begin
+  -- vt = infinity: no other consumer of the queue can read a task past the capacity check.
+  msg_ids := array(
+    select pgmq.send_batch(
+      lot.queue_name,
+      array(
+        select jsonb_build_object(
+                 'metadata', jsonb_strip_nulls(jsonb_build_object(
+                   'task_id', d.task_id, 'pool', lot.name, 'priority', d.priority, 'units', d.units,
+                   'tenant', d.tenant, 'user_id', d.user_id, 'session_id', d.session_id, 'deadline', due[d.nth],
+                   'run_at', d.run_at, 'created_at', now_)),
+                 'payload', d.payload)
+        from unnest(drafts) with ordinality as d (ord, task_id, payload, priority, units, deadline, tenant, user_id,
+                                                  session_id, run_at, idempotency_key, nth)
+        order by d.nth),
+      null,
+      timestamptz 'infinity'));
+
+  if lot.fairness = 'tenant' then
+    perform pgpark._lock_tenants(lot.pool_id, array(select coalesce(d.tenant, '') from unnest(drafts) d));
+    tags := pgpark._stamp(
+      lot, array(select case when d.run_at > now_ is not true then coalesce(d.tenant, '') end from unnest(drafts) d),
+      array(select pgpark._priority_level(d.priority) from unnest(drafts) d), array(select d.units from unnest(drafts) d));
+  end if;
+
+  insert into task (task_id, pool_id, msg_id, state, priority, units, tenant, user_id, session_id, deadline, run_at,
+                    created_at, idempotency_key, start_tag, share, lane)
+  select d.task_id, lot.pool_id, msg_ids[d.nth], case when d.delayed then 'delayed' else 'parked' end,
+         pgpark._priority_level(d.priority), d.units, d.tenant, d.user_id, d.session_id, due[d.nth],
+         case when d.delayed then d.run_at end, now_, d.idempotency_key,
+         coalesce(tags[d.nth], 0),
+         case when not d.delayed and lot.fairness = 'tenant' then coalesce(d.tenant, '') end,
+         case when not d.delayed and lot.limited then pgpark._lane(lot.pool_id, d.tenant) end
+  from (
+    select d.*, d.run_at > now_ is true as delayed
+    from unnest(drafts) with ordinality as d (ord, task_id, payload, priority, units, deadline, tenant, user_id,
+                                              session_id, run_at, idempotency_key, nth)
+  ) d;
+  perform pgpark._wake(lot.name);
 end
 $$;
