@@ -1,5 +1,5 @@
 -- Places: how max_queue_depth is exact although submitters neither wait for one another nor count.
--- Called wherever a task begins to wait or ceases to. Keeps invariant 5 (depth): docs/decisions/0009.
+-- Called wherever a task begins to wait or ceases to. Keeps invariant 5 (depth): docs/decisions/0001.
 --
 -- Escrow (O'Neil, The escrow transactional method, 1986): the free places of a pool are dealt out over rows, its
 -- stripes. Who needs places takes them from stripes that nobody else holds, and holds these until it commits; who gives

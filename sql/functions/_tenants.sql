@@ -8,7 +8,7 @@
 -- A tenant with max_units waits in a lane of its own (task.lane). Of each lane a claim reads only what the tenant's limit
 -- lets start: it costs the same however much waits behind that. Everybody else's tasks are in the rank index.
 --
--- '' stands for tasks without a tenant. docs/decisions/0010.
+-- '' stands for tasks without a tenant. docs/decisions/0009 and 0010.
 
 -- The lane of a tenant's tasks: its name if it has a limit, else null.
 create or replace function pgpark._lane(pool_id int, tenant text) returns text
@@ -316,8 +316,9 @@ $$;
 
 -- The fronts of the lanes: of each tenant with a limit its first parked tasks, all in rank order. in_line are those that
 -- the limit lets start: the first so many whose units fit together with those of the tenant's running tasks. Reads at
--- most depth of these from a lane (last_look: there may be more), and beyond further rows. A task past its deadline, or
--- too large for its tenant, ends at the next claim and takes no room here.
+-- most depth of these from a lane (last_look: there may be more), and beyond of those that the limit keeps waiting. A
+-- task past its deadline, or too large for its tenant, ends at the next claim and takes no room; for such a few more are
+-- read.
 create or replace function pgpark._read_lanes(lot pgpark.pool, now_ timestamptz, depth int, beyond int)
 returns setof pgpark.candidate
 language plpgsql stable
@@ -341,19 +342,21 @@ begin
       and t.state in ('running', 'cancelling')
     group by 1
   ),
-  open_lane as materialized (
-    select l.tenant, n.max_units, coalesce(n.max_units, lot.max_units) - coalesce(u.units, 0) as room
-    from pgpark._lanes(lot.pool_id) as l (tenant)
-    left join tenant n on n.pool_id = lot.pool_id and n.tenant = l.tenant
-    left join used u on u.tenant = l.tenant
+  lane as materialized (
+    select r.*, case when r.room > 0 then least(r.room, depth) + 8 else 0 end + beyond as deepest
+    from (
+      select l.tenant, n.max_units, coalesce(n.max_units, lot.max_units) - coalesce(u.units, 0) as room
+      from pgpark._lanes(lot.pool_id) as l (tenant)
+      left join tenant n on n.pool_id = lot.pool_id and n.tenant = l.tenant
+      left join used u on u.tenant = l.tenant
+    ) r
   ),
   waiting as (
-    select w.*, l.room, l.max_units,
+    select w.*, l.room, l.max_units, l.deepest,
            sum(case when w.deadline <= now_ or w.units > least(lot.max_units, l.max_units) then 0 else w.units end)
              over (partition by l.tenant order by w.priority desc, w.start_tag, w.task_id) as up_to,
-           row_number() over (partition by l.tenant order by w.priority desc, w.start_tag, w.task_id) as nth,
-           least(greatest(l.room, 0), depth) + beyond as deepest
-    from open_lane l
+           row_number() over (partition by l.tenant order by w.priority desc, w.start_tag, w.task_id) as nth
+    from lane l
     cross join lateral (
       select t.task_id, l.tenant, t.priority, t.start_tag, t.units, t.bypassed, t.deadline
       from task t
@@ -362,7 +365,7 @@ begin
         and t.lane is not null
         and t.lane = l.tenant
       order by t.priority desc, t.start_tag, t.task_id
-      limit least(greatest(l.room, 0), depth) + beyond
+      limit l.deepest
     ) w
   )
   select w.task_id, w.tenant, w.priority, w.start_tag, w.units, w.bypassed, w.deadline,

@@ -177,23 +177,15 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
-set enable_sort = off
 as $$
 #variable_conflict use_column
 declare
-  rank_ cursor for
-    select t.task_id, t.tenant, t.priority, t.start_tag, t.units, t.bypassed, t.deadline,
-           null::int, true, false
-    from task t
-    where t.pool_id = lot.pool_id
-      and t.state = 'parked'
-      and t.lane is null
-    order by t.priority desc, t.start_tag, t.task_id
-    limit 10000;  -- _longest_walk(), as a constant: so the planner knows that this is a walk and not a sort
-  next_ pgpark.candidate;       -- the next of the rank index
-  lanes pgpark.candidate[];     -- what is in line of the tenants with a limit
-  lane_at int := 1;
-  candidate pgpark.candidate;   -- the next in line of both
+  lanes pgpark.candidate[] := array(  -- what is in line of the tenants with a limit
+    select l
+    from pgpark._read_lanes(
+      lot, now_, slots + case when lot.max_bypass > 0 then pgpark._bypass_window() else 0 end, 0) l
+    where l.in_line);
+  candidate record;
   picked bigint[] := array[]::bigint[];
   late bigint[] := array[]::bigint[];
   misfit bigint[] := array[]::bigint[];
@@ -202,22 +194,23 @@ declare
   passed int := 0;
   looked int := 0;  -- tasks seen behind the head
 begin
-  lanes := array(
-    select l
-    from pgpark._read_lanes(lot, now_, slots + case when lot.max_bypass > 0 then pgpark._bypass_window() else 0 end, 0) l
-    where l.in_line);
-  open rank_;
-  fetch rank_ into next_;
+  for candidate in
+    select *
+    from (
+      (select t.task_id, t.tenant, t.priority, t.start_tag, t.units, t.bypassed, t.deadline, null::int as max_units,
+              false as last_look
+       from task t
+       where t.pool_id = lot.pool_id
+         and t.state = 'parked'
+         and t.lane is null
+       order by t.priority desc, t.start_tag, t.task_id
+       limit 10000)  -- _longest_walk(), as a constant: so the planner knows that this is a walk and not a sort
+      union all
+      select l.task_id, l.tenant, l.priority, l.start_tag, l.units, l.bypassed, l.deadline, l.max_units, l.last_look
+      from unnest(lanes) l
+    ) line  -- merged as it is walked: both are in this order
+    order by line.priority desc, line.start_tag, line.task_id
   loop
-    if lane_at <= cardinality(lanes) and (next_.task_id is null or pgpark._ranks_before(lanes[lane_at], next_)) then
-      candidate := lanes[lane_at];
-      lane_at := lane_at + 1;
-    else
-      exit when next_.task_id is null;
-      candidate := next_;
-      fetch rank_ into next_;
-    end if;
-
     if head is not null then
       looked := looked + 1;
       exit when looked > pgpark._bypass_window();
@@ -246,7 +239,6 @@ begin
     end if;
     exit when free < 1 or cardinality(picked) >= slots or passed >= passes or candidate.last_look;
   end loop;
-  close rank_;
   if passed > 0 then
     update task t set bypassed = t.bypassed + passed where t.task_id = head;
   end if;
