@@ -46,6 +46,12 @@ class Server:
         return psycopg.conninfo.make_conninfo(self.admin, dbname=database)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--model-steps", type=int, default=8000, help="steps of the random histories of tests/test_model.py"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     shared = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
