@@ -205,7 +205,7 @@ class Model:
         self._sweep(free)
         chosen = [(task, head) for task, why, head in self.walk(free) if why == "may start"][:max_tasks]
         for task, head in chosen:
-            self._start(task, worker)
+            self._start(task, worker, in_order=head is None)
             if head:
                 head.bypassed += 1
         self._see(worker, max_units)
@@ -219,13 +219,13 @@ class Model:
                 break
             self.end(task, *doom)
 
-    def _start(self, task: Task, worker: str) -> None:
+    def _start(self, task: Task, worker: str, in_order: bool) -> None:
         task.state, task.worker = "running", worker
         task.attempt += 1
         task.bypassed = 0
         task.lease_until = self.now + self.pool.lease_secs
         task.run_until = self.now + (self.pool.run_timeout_secs or inf)
-        self.shares.start(task, self.pool)
+        self.shares.start(task, self.pool, in_order)
 
     def _see(self, worker: str, max_units: int | None) -> None:
         """The worker is alive: noted every five seconds at most."""

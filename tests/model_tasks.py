@@ -87,11 +87,12 @@ class Shares:
     """Start-time fair queueing: what a tenant's next task is stamped with, and what is remembered for that."""
 
     def __init__(self) -> None:
-        self.started: dict[Flow, float] = {}  # the greatest tag that ever started,
+        self.started: dict[Flow, float] = {}  # the greatest tag that ever started in order,
         self.finished: dict[Flow, float] = {}  # and the greatest tag + cost
 
-    def start(self, task: Task, pool: Pool) -> None:
-        self.started[task.flow] = max(self.started.get(task.flow, 0.0), task.tag)
+    def start(self, task: Task, pool: Pool, in_order: bool) -> None:
+        if in_order:  # not past a head
+            self.started[task.flow] = max(self.started.get(task.flow, 0.0), task.tag)
         self.finished[task.flow] = max(self.finished.get(task.flow, 0.0), task.tag + pool.cost(task))
 
     def stamp(self, batch: list[Task], pool: Pool, parked: list[Task], running: list[Task]) -> None:

@@ -11,8 +11,8 @@
 -- Submitters take places before they write tasks, everybody else gives and owes after. So whoever holds all rows of a
 -- pool may count its waiting tasks anew: what is under way has either not been seen nor booked, or holds a row.
 
--- How many places a submit gets: as many as it wants while there are that many. Near the limit it waits for those who
--- hold the last ones; it never waits while others are free, and never is refused one that is.
+-- How many places a submit gets: as many as it wants while there are that many. It never waits while enough are free
+-- that nobody holds; else it waits for those who hold the last ones, and who may take them or roll back.
 create or replace function pgpark._take_places(pool_id int, wanted int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -27,30 +27,29 @@ declare
   taken int := 0;
   debt int := pgpark._debt(_take_places.pool_id);
 begin
-  if debt > 0 then
+  if debt > 0 then  -- pay it, and take what is left: who holds rows already does not wait for others
     perform pgpark._give_places(_take_places.pool_id, pgpark._grab_places(_take_places.pool_id, debt));
-    if pgpark._debt(_take_places.pool_id) > 0 then
-      return 0;
+    return case when pgpark._debt(_take_places.pool_id) > 0 then 0
+                else pgpark._grab_places(_take_places.pool_id, wanted) end;
+  end if;
+  if not exists (select from place p where p.pool_id = _take_places.pool_id and p.stripe > 0 and p.free > 0) then
+    return 0;
+  end if;
+  begin
+    taken := pgpark._grab_places(_take_places.pool_id, wanted);
+    if taken < wanted then
+      raise sqlstate 'PP001';  -- lets go of every row: also of those that were locked and then found empty
     end if;
-  end if;
-  if wanted > 1 then
-    begin
-      taken := pgpark._grab_places(_take_places.pool_id, wanted);
-      if taken < wanted then
-        raise sqlstate 'PP001';  -- lets go of what it grabbed
-      end if;
-      return taken;
-    exception
-      when sqlstate 'PP001' then
-        -- One at a time holds some and waits for more, so that no two wait for each other.
-        perform pgpark._lock_depth(_take_places.pool_id);
-        taken := 0;
-    end;
-  end if;
+    return taken;
+  exception
+    when sqlstate 'PP001' then
+      taken := 0;
+  end;
+  -- One at a time waits, so that no two wait for each other: others may hold rows, but wait for nothing.
+  perform pgpark._lock_depth(_take_places.pool_id);
   loop
     taken := taken + pgpark._grab_places(_take_places.pool_id, wanted - taken);
     exit when taken = wanted;
-    -- What is free now is held by somebody who may take it, or roll back.
     perform from place p
     where p.pool_id = _take_places.pool_id
       and p.stripe > 0
@@ -79,26 +78,21 @@ as $$
 declare
   from_stripe int := pgpark._random_stripe();
   grabbed int := 0;
-  part int;
+  stripe_ record;
 begin
   while grabbed < wanted loop
-    with open_stripe as (
-      select p.place_id, least(p.free, wanted - grabbed) as part
-      from place p
-      where p.pool_id = _grab_places.pool_id
-        and p.stripe >= from_stripe
-        and p.free > 0
-      order by p.stripe
-      limit 1
-      for update skip locked
-    )
-    update place p
-    set free = p.free - o.part
-    from open_stripe o
-    where p.place_id = o.place_id
-    returning o.part into part;
+    select p.place_id, least(p.free, wanted - grabbed) as part into stripe_
+    from place p
+    where p.pool_id = _grab_places.pool_id
+      and p.stripe >= from_stripe
+      and p.free > 0
+    order by p.stripe
+    limit 1
+    for update skip locked;
     if found then
-      grabbed := grabbed + part;
+      -- A statement of its own: its snapshot has the row as it was locked.
+      update place p set free = p.free - stripe_.part where p.place_id = stripe_.place_id;
+      grabbed := grabbed + stripe_.part;
     else
       exit when from_stripe = 1;
       from_stripe := 1;
@@ -122,26 +116,23 @@ as $$
 declare
   left_ int := given;
   from_stripe int := pgpark._random_stripe();
+  row_ bigint;
 begin
   if pgpark._debt(_give_places.pool_id) > 0 then
     left_ := pgpark._pay_debt(_give_places.pool_id, left_);
   end if;
   while left_ > 0 loop
-    with open_stripe as (
-      select p.place_id
-      from place p
-      where p.pool_id = _give_places.pool_id
-        and p.stripe >= from_stripe
-      order by p.stripe
-      limit 1
-      for update skip locked
-    )
-    update place p
-    set free = p.free + left_
-    from open_stripe o
-    where p.place_id = o.place_id;
-    exit when found;
-    if from_stripe = 1 then  -- all are held: a row more, until _recount_places deals anew
+    select p.place_id into row_
+    from place p
+    where p.pool_id = _give_places.pool_id
+      and p.stripe >= from_stripe
+    order by p.stripe
+    limit 1
+    for update skip locked;
+    if found then
+      update place p set free = p.free + left_ where p.place_id = row_;
+      exit;
+    elsif from_stripe = 1 then  -- all are held: a row more, until _recount_places deals anew
       insert into place (pool_id, stripe, free)
       values (_give_places.pool_id, pgpark._random_stripe(), left_);
       exit;
@@ -164,23 +155,20 @@ as $$
 #variable_conflict use_column
 declare
   left_ int := owed - pgpark._grab_places(_owe_places.pool_id, owed);
+  row_ bigint;
 begin
   if left_ < 1 then
     return;
   end if;
-  with ledger as (
-    select p.place_id
-    from place p
-    where p.pool_id = _owe_places.pool_id
-      and p.stripe = 0
-    limit 1
-    for update skip locked
-  )
-  update place p
-  set free = p.free - left_
-  from ledger l
-  where p.place_id = l.place_id;
-  if not found then
+  select p.place_id into row_
+  from place p
+  where p.pool_id = _owe_places.pool_id
+    and p.stripe = 0
+  limit 1
+  for update skip locked;
+  if found then
+    update place p set free = p.free - left_ where p.place_id = row_;
+  else
     insert into place (pool_id, stripe, free) values (_owe_places.pool_id, 0, -left_);
   end if;
 end

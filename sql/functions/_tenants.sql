@@ -112,7 +112,7 @@ end
 $$;
 
 -- How far a priority of a pool has been served: the tag of the first parked task (not of one in a lane: it may have
--- been passed over for long), at least the greatest that started. An idle priority forgets what was used before: then it
+-- been passed over for long), at least the greatest that started in order. An idle priority forgets what was used before: then it
 -- is the greatest finish tag.
 create or replace function pgpark._virtual_time(pool_id int, level smallint) returns double precision
 language plpgsql stable
@@ -188,8 +188,10 @@ begin
 end
 $$;
 
--- Remembers how far the tenants of tasks that start have been served.
-create or replace function pgpark._serve(lot pgpark.pool, ids bigint[]) returns void
+-- Remembers how far the tenants of tasks that start have been served. The last past_head of them start past a head: that
+-- is their tenant's usage as well, but it does not move virtual time. Else a task from far behind would set the clock to
+-- its own turn, and newcomers would come after all that its tenant has parked.
+create or replace function pgpark._serve(lot pgpark.pool, ids bigint[], past_head int) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -201,10 +203,11 @@ as $$
 #variable_conflict use_column
 begin
   insert into tenant_service (pool_id, tenant, priority, started_tag, finish_tag)
-  select lot.pool_id, coalesce(t.tenant, ''), t.priority, max(t.start_tag),
+  select lot.pool_id, coalesce(t.tenant, ''), t.priority,
+         coalesce(max(t.start_tag) filter (where i.ord <= cardinality(ids) - past_head), 0),
          max(t.start_tag + t.units / pgpark._weight(lot.pool_id, coalesce(t.tenant, '')))
-  from task t
-  where t.task_id = any (ids)
+  from unnest(ids) with ordinality as i (task_id, ord)
+  join task t on t.task_id = i.task_id
   group by coalesce(t.tenant, ''), t.priority
   on conflict on constraint tenant_service_pkey do update
   set started_tag = greatest(tenant_service.started_tag, excluded.started_tag),

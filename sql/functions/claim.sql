@@ -25,6 +25,7 @@ declare
   now_ timestamptz;
   free bigint;
   slots int := coalesce(park_claim.max_tasks, 1);
+  picked record;
   started bigint[];
   found_ bigint[];
   any_started boolean := false;
@@ -45,7 +46,9 @@ begin
     free := pgpark._free_units(lot, park_claim.worker, park_claim.max_units);
     exit when free < 1 or slots < 1;
     now_ := pgpark._now();  -- after the units were summed: what was freed for these tasks ended before they start
-    started := pgpark._start(lot, pgpark._pick(lot, now_, free, slots), park_claim.worker, now_);
+    select * into picked from pgpark._pick(lot, now_, free, slots);
+    started := picked.ids;
+    perform pgpark._start(lot, picked.ids, picked.past_head, park_claim.worker, now_);
     exit when cardinality(started) = 0;
     any_started := true;
 
@@ -165,11 +168,12 @@ as $$
   select 1000;
 $$;
 
--- Chooses, in rank order, what starts, and locks it. The first task that does not fit is the head: past it at most
+-- Chooses, in rank order, what starts, and locks it; the last past_head of them start past the head. The first task that does not fit is the head: past it at most
 -- max_bypass tasks may start in its whole life (task.bypassed counts them), then capacity is held until it starts.
 -- A task that its tenant's limit keeps waiting is not in line, so it is no head. One that somebody else holds this
 -- moment (a cancel that is not committed) is passed over as if it were gone.
-create or replace function pgpark._pick(lot pgpark.pool, now_ timestamptz, free bigint, slots int) returns bigint[]
+create or replace function pgpark._pick(lot pgpark.pool, now_ timestamptz, free bigint, slots int,
+                                        out ids bigint[], out past_head int)
 language plpgsql
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -186,14 +190,14 @@ declare
       lot, now_, slots + case when lot.max_bypass > 0 then pgpark._bypass_window() else 0 end, 0) l
     where l.in_line);
   candidate record;
-  picked bigint[] := array[]::bigint[];
   late bigint[] := array[]::bigint[];
   misfit bigint[] := array[]::bigint[];
   head bigint;
   passes int;       -- how many more tasks may start past the head
-  passed int := 0;
   looked int := 0;  -- tasks seen behind the head
 begin
+  ids := array[]::bigint[];
+  past_head := 0;
   for candidate in
     select *
     from (
@@ -230,21 +234,20 @@ begin
       update task t set lane = pgpark._lane(lot.pool_id, t.tenant) where t.task_id = candidate.task_id;
       exit;
     elsif candidate.units <= free then
-      picked := picked || candidate.task_id;
+      ids := ids || candidate.task_id;
       free := free - candidate.units;
-      passed := passed + (head is not null)::int;
+      past_head := past_head + (head is not null)::int;
     elsif head is null then
       head := candidate.task_id;
       passes := lot.max_bypass - candidate.bypassed;
     end if;
-    exit when free < 1 or cardinality(picked) >= slots or passed >= passes or candidate.last_look;
+    exit when free < 1 or cardinality(ids) >= slots or past_head >= passes or candidate.last_look;
   end loop;
-  if passed > 0 then
-    update task t set bypassed = t.bypassed + passed where t.task_id = head;
+  if past_head > 0 then
+    update task t set bypassed = t.bypassed + past_head where t.task_id = head;
   end if;
   perform pgpark._conclude_all(late, 'expired', 'deadline_expired');
   perform pgpark._conclude_all(misfit, 'dropped', 'too_large');
-  return picked;
 end
 $$;
 
@@ -293,8 +296,9 @@ begin
 end
 $$;
 
--- Marks tasks that _pick has locked as running, and returns them.
-create or replace function pgpark._start(lot pgpark.pool, ids bigint[], worker text, now_ timestamptz) returns bigint[]
+-- Marks tasks that _pick has locked as running, and books what they take: of their tenants' shares, and of the lot.
+create or replace function pgpark._start(lot pgpark.pool, ids bigint[], past_head int, worker text, now_ timestamptz)
+returns void
 language plpgsql
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -306,7 +310,7 @@ as $$
 #variable_conflict use_column
 begin
   if cardinality(ids) = 0 then
-    return ids;
+    return;
   end if;
   update task t
   set state = 'running',
@@ -318,11 +322,10 @@ begin
       run_until = now_ + pgpark._secs(lot.run_timeout_secs)
   where t.task_id = any (ids);
   if lot.fairness = 'tenant' then
-    perform pgpark._serve(lot, ids);
+    perform pgpark._serve(lot, ids, past_head);
   end if;
   if lot.max_queue_depth is not null then
     perform pgpark._give_places(lot.pool_id, cardinality(ids));
   end if;
-  return ids;
 end
 $$;

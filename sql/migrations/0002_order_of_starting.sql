@@ -93,7 +93,7 @@ comment on column pgpark.task.start_tag is
 comment on column pgpark.task.share is 'In a fair pool, the tenant whose share this parked task takes; '''' for none.';
 comment on column pgpark.task.lane is 'The tenant of this parked task, if it has a limit in this pool.';
 comment on table pgpark.tenant is 'Weight and limit in units of a tenant in a pool; '''' stands for tasks without a tenant.';
-comment on table pgpark.tenant_service is 'Greatest start and finish tag that started, by tenant and priority of a fair pool.';
+comment on table pgpark.tenant_service is 'Greatest start tag that started in order, and finish tag that started, by tenant and priority of a fair pool.';
 comment on table pgpark.place is
   'Free places of a pool with max_queue_depth, dealt out over stripes; stripe 0 is what tasks owe that came back.';
 comment on type pgpark.candidate is

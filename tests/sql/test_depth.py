@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -158,6 +161,13 @@ def test_a_batch_into_a_full_lot_leaves_the_best_of_both(db: Database) -> None:
     assert db.claimed()[1:] == [high, db.value("select max(task_id) from pgpark.task")]
 
 
+def test_of_the_same_priority_the_older_one_stays(db: Database) -> None:
+    db.pool(max_queue_depth=2, overflow="drop_lowest")
+    old = db.parked()
+    assert reasons(db, {"priority": "critical"}, {}) == [None, "queue_full"]
+    assert db.status(old)["status"] == "parked"
+
+
 def test_running_and_delayed_tasks_are_not_dropped(db: Database) -> None:
     db.pool(max_queue_depth=1, overflow="drop_lowest")
     running = db.parked(priority="low")
@@ -186,3 +196,37 @@ def test_dropping_pays_no_debts(db: Database) -> None:
     assert db.submit(priority="high")["accepted"]
     assert db.outcome(back) == ("dropped", "overflow")
     assert free_places(db) == -1
+
+
+def test_many_hands_at_the_limit_lose_no_place_and_wait_for_no_one_in_a_circle(
+    db: Database, connect: Callable[[], Database]
+) -> None:
+    db.pool(max_queue_depth=20)
+    failures: list[BaseException] = []
+
+    def hand(number: int, other: Database) -> None:
+        dice, held = random.Random(number), 0
+        call = "select pgpark.{}((select pool_id from pgpark.pool), %s)"
+        try:
+            for _ in range(120):
+                other.connection.execute("begin")
+                if (chance := dice.random()) < 0.5:
+                    taken = other.value(call.format("_take_places"), dice.randint(1, 6))
+                elif chance < 0.9:
+                    other.rows(call.format("_give_places"), -(taken := -dice.randint(0, held)))
+                else:
+                    other.rows(call.format("_owe_places"), taken := dice.randint(1, 3))
+                keep = dice.random() < 0.9
+                other.connection.execute("commit" if keep else "rollback")
+                held += taken if keep else 0
+            other.rows(call.format("_give_places"), held)
+        except BaseException as error:
+            failures.append(error)
+
+    hands = [threading.Thread(target=hand, args=(number, connect())) for number in range(8)]
+    for thread in hands:
+        thread.start()
+    for thread in hands:
+        thread.join()
+    assert failures == []
+    assert free_places(db) == 20

@@ -78,6 +78,19 @@ def test_usage_is_remembered_while_the_pool_is_busy(db: Database) -> None:
     assert starts.count("light") == 3, "not every second one, only because it waits at the front each time"
 
 
+def test_a_task_that_passes_a_head_does_not_move_the_clock_to_its_own_turn(db: Database) -> None:
+    db.pool(max_units=10, max_bypass=1, fairness="tenant")
+    db.parked(tenant="other", units=6)
+    assert len(db.claim()) == 1
+    db.parked(tenant="heavy", units=9)
+    for _ in range(20):
+        db.parked(tenant="heavy", units=5)
+    last = db.parked(tenant="heavy", units=4)
+    assert db.claimed() == [last], "from far behind, for it fits"
+    newcomer = db.parked(tenant="new")
+    assert db.status(newcomer)["position"] == 1, "and not after all that the heavy one has parked"
+
+
 def test_units_and_weights_count(db: Database) -> None:
     db.pool(max_units=4, fairness="tenant", tenants={"paid": {"weight": 3}})
     submitted(db, *["paid"] * 9, *["free"] * 9)
@@ -134,6 +147,17 @@ def test_a_task_that_comes_back_has_its_old_place(db: Database) -> None:
     assert db.claimed(max_tasks=1) == [tasks[0]]
     db.finish(tasks[0], 2, "failed")
     assert db.claimed(max_tasks=1) == [tasks[0]]
+
+
+def test_a_task_that_comes_back_from_long_ago_does_not_set_the_clock_back(db: Database) -> None:
+    db.pool(max_units=2, fairness="tenant")
+    (old,) = submitted(db, "slow")
+    assert db.claimed() == [old]
+    submitted(db, *["busy"] * 30)
+    start_one_by_one(db, 20)
+    db.value("select pgpark.park_release(%s, 1)", old)
+    third = submitted(db, *["new"] * 3)[-1]
+    assert db.status(third)["position"] >= 4, "not all three before anybody else"
 
 
 def test_a_weight_that_changes_counts_for_what_is_parked_already(db: Database) -> None:
@@ -210,6 +234,7 @@ def test_limits_change_live(db: Database) -> None:
     tasks = submitted(db, *["a"] * 8)
     assert db.claimed(max_tasks=2) == tasks[:2]
     db.pool(max_units=10, tenants={"a": {"max_units": 1}})
+    assert db.rows("select distinct lane from pgpark.task where state = 'parked'") == [{"lane": "a"}]
     assert db.claimed() == []
     db.finish(tasks[0])
     assert db.claimed() == []
