@@ -53,6 +53,11 @@ as $$
 declare
   taken int;
 begin
+  perform from submission_key k
+  join mailbox m on m.pool_id = k.pool_id and m.idempotency_key = k.idempotency_key
+  where m.message_id = any (park_ack.message_ids)
+  order by k.pool_id, k.idempotency_key  -- as submits lock them, so that the two cannot deadlock
+  for update of k;
   with gone as (
     delete from mailbox m
     where m.message_id = any (park_ack.message_ids)

@@ -445,6 +445,33 @@ def test_a_key_that_is_acknowledged_during_a_submit_makes_one_task(
     assert db.value("select count(*) from pgpark.task where idempotency_key = 'k1'") == 1
 
 
+def test_acknowledging_does_not_deadlock_with_a_submit_of_the_same_keys(
+    db: Database, connect: Open, background: Run
+) -> None:
+    db.pool()
+    messages = {}
+    for key in ("k3", "k1", "k2"):
+        task = db.parked(idempotency_key=key)
+        db.claim()
+        db.finish(task)
+        messages[key] = db.value("select message_id from pgpark.park_result(%s)", task)
+    acknowledge = "select pgpark.park_ack(%s)"
+    submitter, reader = connect(), connect()
+    db.connection.execute("begin")
+    db.value(acknowledge, [messages["k2"]])
+    # k2 comes with a task that is refused, so that it is not inserted, only locked: after k1 and before k3.
+    batch = psycopg.types.json.Jsonb(
+        [{"payload": 1, "units": 99 if key == "k2" else 1, "idempotency_key": key} for key in ("k1", "k2", "k3")]
+    )
+    submit = background(
+        submitter, lambda: submitter.rows("select reason from pgpark.park_submit_many('gpu', %s)", batch)
+    ).wait_until_blocked()
+    ack = background(reader, lambda: reader.value(acknowledge, [messages["k3"], messages["k1"]])).wait_until_blocked()
+    db.connection.execute("rollback")
+    assert [row["reason"] for row in submit.result()] == ["duplicate"] * 3
+    assert ack.result() == 2
+
+
 def test_submits_into_a_pool_with_a_depth_do_not_wait_for_one_another(db: Database, connect: Open) -> None:
     db.pool(max_queue_depth=40)
     others = [connect() for _ in range(20)]
