@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
 
 from pgpark import migrate
 from pgpark.errors import MigrationError
@@ -152,12 +153,50 @@ def test_a_failing_migration_leaves_the_database_as_it_was(empty_databases: NewD
     migrated(dsn)
     before = catalog(dsn)
     text = "create table pgpark.half (x int); select 1 / 0;"
-    broken = migrate.SqlFile("migrations/0002_broken.sql", text, "f" * 64)
+    broken = migrate.SqlFile("migrations/9999_broken.sql", text, "f" * 64)
     files = migrate.sql_files()
     monkeypatch.setattr(migrate, "sql_files", lambda: (*files, broken))
-    with pytest.raises(MigrationError, match=r"0002_broken\.sql: division by zero\. Nothing was changed"):
+    with pytest.raises(MigrationError, match=r"9999_broken\.sql: division by zero\. Nothing was changed"):
         migrated(dsn)
     assert catalog(dsn) == before
+
+
+def test_tasks_that_wait_go_on_after_an_upgrade(empty_databases: NewDatabase, monkeypatch: Any) -> None:
+    dsn = empty_databases()
+    first = migrate.sql_files()[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate, "sql_files", lambda: (first,))
+        migrated(dsn)
+    with connected(dsn) as connection:  # what the functions of that release would have written
+        connection.execute("select pgmq.create('gpu')")
+        connection.execute(
+            "insert into pgpark.pool (name, max_units, max_queue_depth, max_bypass, lease_secs, scheduling_slack_secs,"
+            " max_attempts, max_losses, backoff_secs, backoff_factor, max_backoff_secs, archive, queue_type,"
+            " queue_name, config, created_at) values ('gpu', 2, 70, 0, 30, 0, 1, 3, 1, 2, 300, false,"
+            " 'postgres_pgmq', 'gpu', '{\"max_units\": 2, \"max_queue_depth\": 70}', now())"
+        )
+        for task, state in enumerate(("running", "parked", "parked", "delayed"), 1):
+            connection.execute(
+                "insert into pgpark.task (task_id, pool_id, msg_id, state, priority, units, worker, lease_until,"
+                " run_at, created_at) select %(task)s, pool_id, pgmq.send('gpu', %(message)s), %(state)s, %(priority)s,"
+                " 1, case when %(state)s = 'running' then 'w' end, case when %(state)s = 'running' then"
+                " timestamptz 'infinity' end, case when %(state)s = 'delayed' then timestamptz 'infinity' end, now()"
+                " from pgpark.pool",
+                {
+                    "task": task,
+                    "state": state,
+                    "message": Jsonb({"metadata": {"task_id": task}, "payload": task}),
+                    "priority": task % 2,
+                },
+            )
+    migrated(dsn)
+    with connected(dsn) as connection:
+        places = connection.execute("select sum(free)::int as free, count(*)::int as rows from pgpark.place").fetchall()
+        assert places == [{"free": 67, "rows": 65}]
+        started = connection.execute("select task_id, payload from pgpark.park_claim('gpu', 'w', 9)").fetchall()
+        assert started == [{"task_id": 3, "payload": 3}]
+        assert connection.execute("select pgpark.park_finish(1, 0)").fetchall() == [{"park_finish": True}]
+        assert connection.execute("select task_id from pgpark.park_claim('gpu', 'w')").fetchall() == [{"task_id": 2}]
 
 
 def test_a_pgmq_without_what_we_need_is_refused_naming_the_version(empty_databases: NewDatabase) -> None:
@@ -199,6 +238,9 @@ def test_every_public_function_has_a_comment(empty_databases: NewDatabase) -> No
 
 def test_the_released_migrations_are_unchanged() -> None:
     """A migration is never edited once it is released: a change goes into a new file, and its hash is added here."""
-    released = {"migrations/0001_tables.sql": "19755486fff42c15806b02a6078ba4532b64574b64e78c7fe886115a062ebc69"}
+    released = {
+        "migrations/0001_tables.sql": "19755486fff42c15806b02a6078ba4532b64574b64e78c7fe886115a062ebc69",
+        "migrations/0002_order_of_starting.sql": "e481c396b6ddd5be12f4617e6e20d8392b57aa70bcb182a94d8c6f1532f3dbcc",
+    }
     found = {file.name: file.hash for file in migrate.sql_files() if file.runs_once}
     assert {name: found.get(name) for name in released} == released

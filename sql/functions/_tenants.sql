@@ -287,6 +287,33 @@ begin
 end
 $$;
 
+-- Puts tasks of a pool that is not fair back in their order that parked as if it were: while that was being changed.
+create or replace function pgpark._straighten(pool_id int) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+begin
+  perform from pool p where p.pool_id = _straighten.pool_id and p.fairness = 'fifo' for no key update skip locked;
+  if not found then
+    return;
+  end if;
+  update task t
+  set start_tag = 0,
+      share = null
+  where t.task_id in (
+    select b.task_id
+    from task b
+    where b.pool_id = _straighten.pool_id and b.state = 'parked' and b.share is not null
+    for update skip locked);
+end
+$$;
+
 -- The tenants that have tasks in a lane.
 create or replace function pgpark._lanes(pool_id int) returns setof text
 language plpgsql stable

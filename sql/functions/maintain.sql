@@ -56,6 +56,9 @@ begin
       perform pgpark._fold_tally(lot.pool_id);
       perform pgpark._forget_workers(lot.pool_id, now_);
       perform pgpark._forget_service(lot.pool_id);
+      if exists (select from task t where t.pool_id = lot.pool_id and t.state = 'parked' and t.share is not null) then
+        perform pgpark._straighten(lot.pool_id);
+      end if;
       perform pgpark._recount_places(lot, now_);
     end if;
     next_due := least(next_due, pgpark._next_due(lot, now_));

@@ -154,6 +154,9 @@ def calls(db: Database) -> dict[str, Callable[[], Any]]:
         "a submit": lambda: db.parked(tenant="t5"),
         "a submit of the tenant at its limit": lambda: db.parked(tenant="limited"),
         "a submit of a hundred tasks": lambda: db.rows("select from pgpark.park_submit_many('gpu', %s)", batch),
+        "finding ten tasks to drop": lambda: db.rows(
+            "select from pgpark._lock_lowest((select pool_id from pgpark.pool), 3::smallint, 10)"
+        ),
         "a finish": lambda: db.finish(*running.pop().values()),
         "a cancel": lambda: db.value("select pgpark.park_cancel(%s)", live.pop()),
         "a status": lambda: db.status(parked),
@@ -169,6 +172,7 @@ PAGES = {
     "a submit": 150,
     "a submit of the tenant at its limit": 150,
     "a submit of a hundred tasks": 6_000,
+    "finding ten tasks to drop": 600,
     "a finish": 150,
     "a cancel": 150,
     "a status": 300,

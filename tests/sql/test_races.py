@@ -605,6 +605,23 @@ def test_a_task_that_came_back_while_its_tenants_limit_was_being_set_is_limited(
     assert db.claimed() == [second]
 
 
+def test_a_task_that_came_back_while_its_pool_became_fifo_is_put_in_its_place(db: Database, connect: Open) -> None:
+    db.pool(max_units=1, fairness="tenant")
+    done, task = db.parked(tenant="a"), db.parked(tenant="a")
+    assert db.claimed(max_tasks=1) == [done]
+    db.finish(done)
+    assert db.claimed(max_tasks=1) == [task]
+    other = connect()
+    other.connection.execute("begin")
+    other.value("select pgpark.park_release(%s, 1)", task)  # with the tag of its turn
+    db.pool(max_units=1)
+    newer = db.parked(tenant="a")
+    other.connection.execute("commit")
+    assert db.status(task)["position"] == 1
+    db.maintain()
+    assert (db.status(task)["position"], db.status(newer)["position"]) == (0, 1)
+
+
 def test_drop_lowest_passes_over_a_task_that_is_being_cancelled(db: Database, connect: Open) -> None:
     db.pool(max_queue_depth=2, overflow="drop_lowest")
     victim, cancelled = db.parked(priority="low"), db.parked(priority="low")
