@@ -9,7 +9,7 @@
 -- is free it owes one, and the next to be free pays it. A pool without max_queue_depth has no rows here.
 --
 -- Submitters take places before they write tasks, everybody else gives and owes after. So whoever holds all rows of a
--- pool may count its waiting tasks anew: what is under way has either not been seen nor booked, or holds a row.
+-- pool may count its waiting tasks anew: what is under way has neither been seen nor booked, or holds a row.
 
 -- How many places a submit gets: as many as it wants while there are that many. It never waits while enough are free
 -- that nobody holds; else it waits for those who hold the last ones, and who may take them or roll back.
@@ -218,34 +218,38 @@ begin
 end
 $$;
 
--- Counts what waits and deals the free places out anew. The caller holds the entrance of the pool alone, or all rows.
+-- Counts what waits and deals the free places out anew, over rows that replace those there. The caller holds the
+-- entrance of the pool alone, or all its rows.
 create or replace function pgpark._deal_places(lot pgpark.pool, now_ timestamptz) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  stripes int := least(pgpark._stripes(), lot.max_queue_depth);
+  held bigint[] := array(
+    select p.place_id from place p where p.pool_id = lot.pool_id order by p.place_id for update);
+  stripes int := case when lot.max_queue_depth is not null then least(pgpark._stripes(), lot.max_queue_depth) end;
   free int;
 begin
-  perform from place p where p.pool_id = lot.pool_id order by p.place_id for update;
-  delete from place p where p.pool_id = lot.pool_id;
-  if lot.max_queue_depth is null then
-    return;
-  end if;
-  free := lot.max_queue_depth - pgpark._count_waiting(lot.pool_id);
+  -- What waits, and the rows that somebody added since, as one snapshot sees them: whoever is not in it adds to the
+  -- rows below what he takes out of the lot, or owes what he brings back.
+  select lot.max_queue_depth - pgpark._count_waiting(lot.pool_id) - coalesce(sum(p.free), 0) into free
+  from place p
+  where p.pool_id = lot.pool_id
+    and p.place_id <> all (held);
+  delete from place p where p.place_id = any (held);
   insert into place (pool_id, stripe, free, counted_at)
   select lot.pool_id, s.stripe,
          case when s.stripe = 0 then least(free, 0)
               else greatest(free, 0) / stripes + (s.stripe <= greatest(free, 0) % stripes)::int end,
          now_
-  from generate_series(0, stripes) as s (stripe);
+  from generate_series(0, stripes) as s (stripe);  -- no row without max_queue_depth
 end
 $$;
 
 -- Once a minute, while nobody holds a row: brings places that were booked wrongly back in line, and the rows back to
--- their number. Wrong they can be where a depth was set while a task was on its way out or back, or where somebody
--- deleted tasks by hand.
+-- their number. Wrong they can be where a pool without a depth was given one while a task was on its way out or back,
+-- or where somebody deleted tasks by hand.
 create or replace function pgpark._recount_places(lot pgpark.pool, now_ timestamptz) returns void
 language plpgsql
 set search_path = pgpark, pg_temp

@@ -271,9 +271,12 @@ begin
   where t.pool_id = lot.pool_id
     and t.state = 'parked'
     and t.lane is null
+    and t.units <= lot.max_units  -- what is larger ends at the next claim
   order by t.priority desc, t.start_tag, t.task_id
   limit 1;
-  select l.* into of_lanes from pgpark._read_lanes(lot, now_, 1, 0) l where l.in_line limit 1;
+  select l.* into of_lanes from pgpark._read_lanes(lot, now_, 1, 0) l
+  where l.in_line and l.units <= least(lot.max_units, l.max_units)
+  limit 1;
   return case when first_.task_id is null or pgpark._ranks_before(of_lanes, first_) then of_lanes else first_ end;
 end
 $$;

@@ -44,13 +44,15 @@ as $$
 #variable_conflict use_column
 declare
   lot pgpark.pool;
+  now_ timestamptz := pgpark._now();
   ahead int;
   of_lanes int;
   of_own_lane int;  -- ahead of it in its own lane, in line and not
 begin
+  select p.* into lot from pool p where p.pool_id = _tasks_ahead.task.pool_id;
   select count(*)::int into ahead
   from (
-    select t.priority, t.start_tag, t.task_id
+    select t.priority, t.start_tag, t.task_id, t.units, t.deadline
     from task t
     where t.pool_id = _tasks_ahead.task.pool_id
       and t.state = 'parked'
@@ -59,20 +61,23 @@ begin
     limit 1000
   ) t
   where (-t.priority, t.start_tag, t.task_id)
-        < (-_tasks_ahead.task.priority, _tasks_ahead.task.start_tag, _tasks_ahead.task.task_id);
+        < (-_tasks_ahead.task.priority, _tasks_ahead.task.start_tag, _tasks_ahead.task.task_id)
+    and t.units <= lot.max_units  -- what is larger, and what is late, ends at the next claim
+    and (t.deadline is null or t.deadline > now_);
 
-  select p.* into lot from pool p where p.pool_id = _tasks_ahead.task.pool_id;
   select count(*)::int, (count(*) filter (where l.tenant = _tasks_ahead.task.lane))::int
   into of_lanes, of_own_lane
-  from pgpark._read_lanes(lot, pgpark._now(), 1000, 0) l
+  from pgpark._read_lanes(lot, now_, 1000, 0) l
   where l.in_line
+    and l.units <= least(lot.max_units, l.max_units)
+    and (l.deadline is null or l.deadline > now_)
     and (-l.priority, l.start_tag, l.task_id)
         < (-_tasks_ahead.task.priority, _tasks_ahead.task.start_tag, _tasks_ahead.task.task_id);
   if _tasks_ahead.task.lane is not null then
     of_own_lane := (
       select count(*)::int - of_own_lane
       from (
-        select t.priority, t.start_tag, t.task_id
+        select t.priority, t.start_tag, t.task_id, t.units, t.deadline
         from task t
         where t.pool_id = _tasks_ahead.task.pool_id
           and t.state = 'parked'
@@ -82,7 +87,9 @@ begin
         limit 1000
       ) t
       where (-t.priority, t.start_tag, t.task_id)
-            < (-_tasks_ahead.task.priority, _tasks_ahead.task.start_tag, _tasks_ahead.task.task_id));
+            < (-_tasks_ahead.task.priority, _tasks_ahead.task.start_tag, _tasks_ahead.task.task_id)
+        and t.units <= pgpark._most_units(lot, _tasks_ahead.task.tenant)
+        and (t.deadline is null or t.deadline > now_));
   end if;
   return least(ahead + of_lanes + of_own_lane, 1000);
 end

@@ -63,9 +63,8 @@ class Changes(threading.Thread):
         tiny = dice.random() < 0.04  # then the larger half of the tasks can never fit
         config["max_units"] = 8 if tiny else int(config["max_units"] * dice.uniform(0.2, 1.3))
         config["max_bypass"] = dice.choice([config.get("max_bypass", 0), dice.randint(0, 10)])
-        if depth := config.pop("max_queue_depth", None):
-            if dice.random() < 0.9:
-                config["max_queue_depth"] = max(1, int(depth * dice.uniform(0.1, 1.3)))
+        if depth := config.get("max_queue_depth"):
+            config["max_queue_depth"] = max(1, int(depth * dice.uniform(0.1, 1.3)))
             config["overflow"] = dice.choice(["reject", "drop_lowest"])
         if "tenants" in config:
             config["tenants"] = {
