@@ -16,11 +16,6 @@
 create or replace function pgpark._take_places(pool_id int, wanted int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -68,11 +63,6 @@ $$;
 create or replace function pgpark._grab_places(pool_id int, wanted int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -106,11 +96,6 @@ $$;
 create or replace function pgpark._give_places(pool_id int, given int) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -146,11 +131,6 @@ $$;
 create or replace function pgpark._owe_places(pool_id int, owed int) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -177,9 +157,6 @@ $$;
 create or replace function pgpark._debt(pool_id int) returns int
 language plpgsql stable
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 begin
@@ -191,11 +168,6 @@ $$;
 create or replace function pgpark._pay_debt(pool_id int, places int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -233,7 +205,7 @@ declare
 begin
   -- What waits, and the rows that somebody added since, as one snapshot sees them: whoever is not in it adds to the
   -- rows below what he takes out of the lot, or owes what he brings back.
-  select lot.max_queue_depth - pgpark._count_waiting(lot.pool_id) - coalesce(sum(p.free), 0) into free
+  select lot.max_queue_depth - pgpark._count_waiting(lot.pool_id) - coalesce(sum(p.free), 0)::int into free
   from place p
   where p.pool_id = lot.pool_id
     and p.place_id <> all (held);

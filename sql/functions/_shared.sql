@@ -1,7 +1,8 @@
 -- Small helpers that most functions share: the clock, the guard against stale snapshots, lookups, priority names.
 -- Nobody outside the schema calls them.
 --
--- Functions that touch the ledger pin their plans (set plan_cache_mode, enable_...): docs/decisions/0008.
+-- Functions that touch the ledger pin their plans (set plan_cache_mode, enable_...), and with them the plans of the
+-- helpers that they call: docs/decisions/0008.
 
 -- The one clock. Everything that compares times asks here, so that tests can replace it.
 create or replace function pgpark._now() returns timestamptz

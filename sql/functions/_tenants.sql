@@ -14,9 +14,6 @@
 create or replace function pgpark._lane(pool_id int, tenant text) returns text
 language plpgsql stable
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 begin
@@ -38,11 +35,6 @@ $$;
 create or replace function pgpark._park_again(lot pgpark.pool, ids bigint[], lost int) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -101,9 +93,6 @@ $$;
 create or replace function pgpark._weight(pool_id int, tenant text) returns double precision
 language plpgsql stable
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 begin
@@ -194,11 +183,6 @@ $$;
 create or replace function pgpark._serve(lot pgpark.pool, ids bigint[], past_head int) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
@@ -360,10 +344,6 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
-  if not exists (select from task t
-                 where t.pool_id = lot.pool_id and t.state = 'parked' and t.lane is not null) then
-    return;
-  end if;
   return query
   with used as (
     select coalesce(t.tenant, '') as tenant, sum(t.units) as units

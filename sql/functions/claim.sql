@@ -184,11 +184,7 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
-  lanes pgpark.candidate[] := array(  -- what is in line of the tenants with a limit
-    select l
-    from pgpark._read_lanes(
-      lot, now_, slots + case when lot.max_bypass > 0 then pgpark._bypass_window() else 0 end, 0) l
-    where l.in_line);
+  lanes pgpark.candidate[];  -- what is in line of the tenants with a limit
   candidate record;
   late bigint[] := array[]::bigint[];
   misfit bigint[] := array[]::bigint[];
@@ -198,6 +194,13 @@ declare
 begin
   ids := array[]::bigint[];
   past_head := 0;
+  if exists (select from task t where t.pool_id = lot.pool_id and t.state = 'parked' and t.lane is not null) then
+    lanes := array(
+      select l
+      from pgpark._read_lanes(
+        lot, now_, slots + case when lot.max_bypass > 0 then pgpark._bypass_window() else 0 end, 0) l
+      where l.in_line);
+  end if;
   for candidate in
     select *
     from (
@@ -251,8 +254,9 @@ begin
 end
 $$;
 
--- The first of the line, whatever its deadline; null when nothing is in line.
-create or replace function pgpark._first_in_line(lot pgpark.pool, now_ timestamptz) returns pgpark.candidate
+-- Whether a parked task would start now on a worker with room enough: the first of the line, whatever its deadline, fits
+-- what is free in the pool. What is too large for the pool or its tenant ends at the next claim and is passed over.
+create or replace function pgpark._may_start(lot pgpark.pool, now_ timestamptz) returns boolean
 language plpgsql stable
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -265,34 +269,28 @@ declare
   first_ pgpark.candidate;
   of_lanes pgpark.candidate;
 begin
-  select t.task_id, t.tenant, t.priority, t.start_tag, t.units, t.bypassed, t.deadline, null::int, true, false
-  into first_
+  if lot.state in ('paused', 'disabled') then
+    return false;
+  end if;
+  select t.task_id, t.tenant, t.priority, t.start_tag, t.units, t.bypassed
+  into first_.task_id, first_.tenant, first_.priority, first_.start_tag, first_.units, first_.bypassed
   from task t
   where t.pool_id = lot.pool_id
     and t.state = 'parked'
     and t.lane is null
-    and t.units <= lot.max_units  -- what is larger ends at the next claim
+    and t.units <= lot.max_units
   order by t.priority desc, t.start_tag, t.task_id
   limit 1;
-  select l.* into of_lanes from pgpark._read_lanes(lot, now_, 1, 0) l
-  where l.in_line and l.units <= least(lot.max_units, l.max_units)
-  limit 1;
-  return case when first_.task_id is null or pgpark._ranks_before(of_lanes, first_) then of_lanes else first_ end;
-end
-$$;
-
--- Whether a parked task would start now on a worker with room enough: the first one fits what is free in the pool.
-create or replace function pgpark._may_start(lot pgpark.pool, now_ timestamptz) returns boolean
-language plpgsql stable
-set search_path = pgpark, pg_temp
-as $$
-declare
-  first_ pgpark.candidate;
-begin
-  if lot.state in ('paused', 'disabled') then
-    return false;
+  if exists (select from task t where t.pool_id = lot.pool_id and t.state = 'parked' and t.lane is not null) then
+    select l.* into of_lanes
+    from pgpark._read_lanes(lot, now_, 1, 0) l
+    where l.in_line
+      and l.units <= least(lot.max_units, l.max_units)
+    limit 1;
+    if first_.task_id is null or pgpark._ranks_before(of_lanes, first_) then
+      first_ := of_lanes;
+    end if;
   end if;
-  first_ := pgpark._first_in_line(lot, now_);
   return first_.task_id is not null
          and pgpark._free_units(lot, null, null)
              >= case when first_.bypassed < lot.max_bypass then 1 else first_.units end;

@@ -223,7 +223,8 @@ begin
   refusals := array(
     select case
              when lot.state in ('draining', 'disabled') then 'pool_closed'
-             when d.units > pgpark._most_units(lot, d.tenant) then 'too_large'
+             when d.units > case when lot.limited then pgpark._most_units(lot, d.tenant) else lot.max_units end
+               then 'too_large'
              when due[d.ord] <= greatest(now_, d.run_at) + pgpark._secs(lot.scheduling_slack_secs)
                then 'deadline_expired'
            end
@@ -313,15 +314,9 @@ $$;
 create or replace function pgpark._most_units(lot pgpark.pool, tenant text) returns int
 language plpgsql stable
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 begin
-  if not lot.limited then
-    return lot.max_units;
-  end if;
   return least(lot.max_units, (select n.max_units from tenant n
                                where n.pool_id = lot.pool_id and n.tenant = coalesce(_most_units.tenant, '')));
 end
@@ -435,11 +430,6 @@ create or replace function pgpark._store(lot pgpark.pool, drafts pgpark.draft[],
 returns void
 language plpgsql
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare

@@ -178,7 +178,7 @@ PAGES = {
     "a status": 300,
     "an explanation": 300,
 }
-PAGES_OF_A_BITE = 25_000  # of 500 late tasks, each of them a row, a message and an outcome
+PAGES_OF_A_BITE = 60_000  # of up to 1,500 late tasks, each of them a row, a message and an outcome
 
 
 def scanned_otherwise(plans: Plans) -> set[tuple[str, str, str]]:
@@ -200,6 +200,6 @@ def test_calls_walk_indexes_and_touch_no_more_pages_in_a_crowd(lots: dict[str, D
             plans = explained(db, calls(db)[name])
             assert scanned_otherwise(plans) == set(), f"{name} in the {lot} lot"
             pages[name, lot] = plans.buffers
-        sys.stdout.write(f"{name}: {pages[name, 'crowded']} pages in the crowd, {pages[name, 'small']} in a small lot")
+        sys.stdout.write(f"{name}: {pages[name, 'crowded']} pages in the crowd, {pages[name, 'small']} in a small lot\n")
     for name, most in PAGES.items():
         assert pages[name, "crowded"] <= most, name
