@@ -200,6 +200,8 @@ def test_calls_walk_indexes_and_touch_no_more_pages_in_a_crowd(lots: dict[str, D
             plans = explained(db, calls(db)[name])
             assert scanned_otherwise(plans) == set(), f"{name} in the {lot} lot"
             pages[name, lot] = plans.buffers
-        sys.stdout.write(f"{name}: {pages[name, 'crowded']} pages in the crowd, {pages[name, 'small']} in a small lot\n")
+        sys.stdout.write(
+            f"{name}: {pages[name, 'crowded']} pages in the crowd, {pages[name, 'small']} in a small lot\n"
+        )
     for name, most in PAGES.items():
         assert pages[name, "crowded"] <= most, name
