@@ -32,7 +32,6 @@ import math
 import os
 import statistics
 import sys
-import tempfile
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -46,10 +45,10 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
+from server import chosen_server
 from workloads import HEAVY, KUEUE_SECS, KUEUE_USAGE, KUEUE_WAITS, LIGHT, Workload, floor, kueue, mixed
 
 from pgpark.database import connect
-from pgpark.embedded import EmbeddedServer
 from pgpark.migrate import migrate
 
 CLASSES = ("high", "normal", "low")
@@ -309,9 +308,7 @@ def grouped_bars(axes: Any, groups: Sequence[str], series: Mapping[str, Sequence
 def database(dsn: str | None) -> Iterator[str]:
     """A new database, migrated, whose clock shows what its sessions set; gone afterwards."""
     with contextlib.ExitStack() as stack:
-        if dsn is None:
-            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgpark-bench-")))
-            dsn = stack.enter_context(EmbeddedServer(home).use())
+        dsn = stack.enter_context(chosen_server(dsn))
         name = f"pgpark_bench_{uuid.uuid4().hex[:12]}"
         admin = stack.enter_context(connect(dsn))
         admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))

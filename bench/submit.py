@@ -9,20 +9,19 @@ advisory lock, and count what waits.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from server import chosen_server
+
 from pgpark import calls
 from pgpark.database import connect
-from pgpark.embedded import EmbeddedServer
 from pgpark.migrate import migrate
 
 POOL = "pgpark_bench_submit"
@@ -41,15 +40,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "fair share, 100 tenants": ({"fairness": "tenant"}, SUBMIT),
     "fair share, 1 tenant": ({"fairness": "tenant"}, SUBMIT.replace(":tenant", "1")),
 }
-
-
-@contextlib.contextmanager
-def database(dsn: str | None) -> Iterator[str]:
-    if dsn:
-        yield dsn
-        return
-    with tempfile.TemporaryDirectory() as home, EmbeddedServer(Path(home)).use() as embedded:
-        yield embedded
 
 
 def pgbench() -> str:
@@ -86,7 +76,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=3)
     arguments = parser.parse_args()
     figures: dict[tuple[str, int], list[float]] = {}
-    with database(arguments.dsn) as dsn:
+    with chosen_server(arguments.dsn) as dsn:
         with connect(dsn) as connection:
             migrate(connection)
             version = connection.info.parameter_status("server_version")

@@ -14,18 +14,17 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from server import chosen_server
 
 from pgpark import Client, calls
 from pgpark.database import connect
-from pgpark.embedded import EmbeddedServer
 from pgpark.migrate import migrate
 
 POOL = "pgpark_bench_wakeup"
@@ -34,15 +33,6 @@ POOL = "pgpark_bench_wakeup"
 async def stamp(_payload: Any) -> int:
     """The handler: when it started."""
     return time.time_ns()
-
-
-@contextlib.contextmanager
-def database(dsn: str | None) -> Iterator[str]:
-    if dsn:
-        yield dsn
-        return
-    with tempfile.TemporaryDirectory() as home, EmbeddedServer(Path(home)).use() as embedded:
-        yield embedded
 
 
 def bare_notify(dsn: str, count: int) -> list[float]:
@@ -116,7 +106,7 @@ def main() -> None:
     parser.add_argument("--dsn", default=os.environ.get("PGPARK_DSN"))
     parser.add_argument("--tasks", type=int, default=300)
     arguments = parser.parse_args()
-    with database(arguments.dsn) as dsn:
+    with chosen_server(arguments.dsn) as dsn:
         with connect(dsn) as connection:
             migrate(connection)
             version = connection.info.parameter_status("server_version")
