@@ -69,23 +69,21 @@ as $$
 #variable_conflict use_column
 begin
   return array(
-    with parking as (
-      select a.ord, a.tenant, a.level, a.units / pgpark._weight(lot.pool_id, a.tenant) as cost
-      from unnest(tenants, levels, units) with ordinality as a (tenant, level, units, ord)
-    ),
-    class as (
+    with class as materialized (
       select c.level, pgpark._virtual_time(lot.pool_id, c.level) as now_
-      from (select distinct p.level from parking p where p.tenant is not null) c
+      from (select distinct a.level from unnest(tenants, levels) as a (tenant, level) where a.tenant is not null) c
     ),
-    turn as (
-      select g.tenant, g.level, greatest(c.now_, pgpark._last_turn(lot.pool_id, g.tenant, g.level)) as tag
-      from (select distinct p.tenant, p.level from parking p where p.tenant is not null) g
-      join class c on c.level = g.level
+    parking as (
+      select a.*, a.units / pgpark._weight(lot.pool_id, a.tenant) as cost,
+             case when row_number() over (partition by a.tenant, a.level order by a.ord) = 1
+                  then greatest(c.now_, pgpark._last_turn(lot.pool_id, a.tenant, a.level)) end as turn
+      from unnest(tenants, levels, units) with ordinality as a (tenant, level, units, ord)
+      left join class c on c.level = a.level and a.tenant is not null
     )
-    select t.tag + coalesce(sum(p.cost) over (partition by p.tenant, p.level order by p.ord
-                                              rows between unbounded preceding and 1 preceding), 0)
+    select first_value(p.turn) over own
+           + coalesce(sum(p.cost) over (own rows between unbounded preceding and 1 preceding), 0)
     from parking p
-    left join turn t on t.tenant = p.tenant and t.level = p.level
+    window own as (partition by p.tenant, p.level order by p.ord)
     order by p.ord);
 end
 $$;
@@ -101,8 +99,8 @@ end
 $$;
 
 -- How far a priority of a pool has been served: the tag of the first parked task (not of one in a lane: it may have
--- been passed over for long), at least the greatest that started in order. An idle priority forgets what was used before: then it
--- is the greatest finish tag.
+-- been passed over for long), at least the greatest that started in order. An idle priority forgets what was used
+-- before: then it is the greatest finish tag.
 create or replace function pgpark._virtual_time(pool_id int, level smallint) returns double precision
 language plpgsql stable
 set search_path = pgpark, pg_temp
@@ -237,9 +235,10 @@ begin
   update task t
   set lane = s.lane
   from (
-    select p.task_id, n.tenant as lane
+    select p.task_id, (select n.tenant from tenant n
+                       where n.pool_id = p.pool_id and n.tenant = coalesce(p.tenant, '') and n.max_units is not null
+                      ) as lane
     from task p
-    left join tenant n on n.pool_id = p.pool_id and n.tenant = coalesce(p.tenant, '') and n.max_units is not null
     where p.pool_id = after_.pool_id
       and p.state = 'parked'
   ) s
@@ -253,17 +252,21 @@ begin
   set start_tag = s.tag,
       share = s.share
   from (
-    select p.task_id, case when fair then coalesce(p.tenant, '') end as share,
+    select p.task_id, case when fair then p.tenant end as share,
            case when fair
                 then case when anew then 0 else first_value(p.start_tag) over turn end
-                     + coalesce(sum(p.units / coalesce(n.weight, 1)) over before_it, 0)
+                     + coalesce(sum(p.units / p.weight) over before_it, 0)
                 else 0 end as tag
-    from task p
-    left join tenant n on n.pool_id = p.pool_id and n.tenant = coalesce(p.tenant, '')
-    where p.pool_id = after_.pool_id
-      and p.state = 'parked'
-      and (anew or coalesce(p.tenant, '') = any (reweighted))
-    window turn as (partition by coalesce(p.tenant, ''), p.priority order by p.start_tag, p.task_id),
+    from (
+      select p.task_id, coalesce(p.tenant, '') as tenant, p.priority, p.start_tag, p.units,
+             coalesce((select n.weight from tenant n
+                       where n.pool_id = p.pool_id and n.tenant = coalesce(p.tenant, '')), 1) as weight
+      from task p
+      where p.pool_id = after_.pool_id
+        and p.state = 'parked'
+        and (anew or coalesce(p.tenant, '') = any (reweighted))
+    ) p
+    window turn as (partition by p.tenant, p.priority order by p.start_tag, p.task_id),
            before_it as (turn rows between unbounded preceding and 1 preceding)
   ) s
   where t.task_id = s.task_id
@@ -308,23 +311,24 @@ set enable_bitmapscan = off
 set enable_sort = off
 as $$
 #variable_conflict use_column
-declare
-  lane_ text collate "C";
 begin
-  select t.lane into lane_
-  from task t
-  where t.pool_id = _lanes.pool_id and t.state = 'parked' and t.lane is not null
-  order by t.lane
-  limit 1;
-  while lane_ is not null loop  -- from one to the next by index, whatever waits in each
-    return next lane_;
-    lane_ := (
-      select t.lane
-      from task t
-      where t.pool_id = _lanes.pool_id and t.state = 'parked' and t.lane is not null and t.lane > lane_
-      order by t.lane
-      limit 1);
-  end loop;
+  return query
+  with recursive lane (tenant) as (  -- from one to the next by index, whatever waits in each
+    (select t.lane
+     from task t
+     where t.pool_id = _lanes.pool_id and t.state = 'parked' and t.lane is not null
+     order by t.lane
+     limit 1)
+    union all
+    select (select t.lane
+            from task t
+            where t.pool_id = _lanes.pool_id and t.state = 'parked' and t.lane is not null and t.lane > l.tenant
+            order by t.lane
+            limit 1)
+    from lane l
+    where l.tenant is not null
+  )
+  select l.tenant from lane l where l.tenant is not null;
 end
 $$;
 
@@ -343,22 +347,29 @@ set enable_bitmapscan = off
 set enable_mergejoin = off
 as $$
 #variable_conflict use_column
+declare
+  used jsonb := (
+    select jsonb_object_agg(u.tenant, u.units)
+    from (
+      select coalesce(t.tenant, '') as tenant, sum(t.units) as units
+      from task t
+      where t.pool_id = lot.pool_id
+        and t.state in ('running', 'cancelling')
+      group by 1
+    ) u);
 begin
   return query
-  with used as (
-    select coalesce(t.tenant, '') as tenant, sum(t.units) as units
-    from task t
-    where t.pool_id = lot.pool_id
-      and t.state in ('running', 'cancelling')
-    group by 1
-  ),
-  lane as materialized (
+  with lane as materialized (
     select r.*, case when r.room > 0 then least(r.room, depth) + 8 else 0 end + beyond as deepest
     from (
-      select l.tenant, n.max_units, coalesce(n.max_units, lot.max_units) - coalesce(u.units, 0) as room
-      from pgpark._lanes(lot.pool_id) as l (tenant)
-      left join tenant n on n.pool_id = lot.pool_id and n.tenant = l.tenant
-      left join used u on u.tenant = l.tenant
+      select l.tenant, l.max_units,
+             coalesce(l.max_units, lot.max_units) - coalesce((used ->> l.tenant)::bigint, 0) as room
+      from (
+        -- Looked up one by one: a join may be planned when there is hardly a tenant.
+        select l.tenant, (select n.max_units from tenant n
+                          where n.pool_id = lot.pool_id and n.tenant = l.tenant) as max_units
+        from pgpark._lanes(lot.pool_id) as l (tenant)
+      ) l
     ) r
   ),
   waiting as (

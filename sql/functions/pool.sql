@@ -76,11 +76,12 @@ begin
     perform pgpark._conclude_all(
       array(select t.task_id
             from task t
-            left join tenant n on n.pool_id = t.pool_id and n.tenant = coalesce(t.tenant, '')
             where t.pool_id = before.pool_id
               and t.state in ('parked', 'delayed')
-              and t.units > least(after_.max_units, n.max_units)
-            for update of t),
+              and t.units > least(after_.max_units,
+                                  (select n.max_units from tenant n
+                                   where n.pool_id = t.pool_id and n.tenant = coalesce(t.tenant, '')))
+            for update),
       'dropped', 'too_large');
   end if;
   if before.max_queue_depth is distinct from after_.max_queue_depth then
