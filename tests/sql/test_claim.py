@@ -103,6 +103,21 @@ def test_the_count_of_passes_survives_a_new_head_of_higher_priority(db: Database
     assert db.claimed() == [], f"{head} has been passed once already"
 
 
+@pytest.mark.parametrize(("in_between", "starts"), [(999, True), (1000, False)])
+def test_a_window_bounds_how_far_a_claim_looks_behind_a_head(db: Database, in_between: int, starts: bool) -> None:
+    db.pool(max_units=10, max_bypass=5)
+    db.parked(units=6)
+    db.claim()
+    db.parked(units=5)
+    db.rows(
+        "select from pgpark.park_submit_many('gpu', (select jsonb_agg('{\"payload\": 1, \"units\": 5}'::jsonb)"
+        " from generate_series(1, %s)))",
+        in_between,
+    )
+    small = db.parked(units=1)
+    assert db.claimed() == ([small] if starts else [])
+
+
 def test_a_head_too_large_for_this_worker_is_not_passed_by_default(db: Database) -> None:
     db.pool(max_units=100)
     large, small = db.parked(units=50), db.parked(units=1)
