@@ -23,7 +23,7 @@ from tests.model import ENDED, HOLDING, WAITING, Model
 from tests.model_tasks import Draft, Pool, Task
 
 LENGTH = 60  # steps of one history
-PARTS = 4  # tests, so that several processes share the work
+PARTS = 4  # tests that are alike, so that several processes share the work
 
 BEGIN = datetime(2030, 1, 1, tzinfo=timezone.utc)
 PRIORITIES = ("low", "normal", "high", "critical")
