@@ -1,0 +1,228 @@
+-- The config of a pool: which keys there are, what each may be, and the settings that a config gives.
+-- Called by park_put_pool. The keys are those of DESIGN section 7; the config file has them below pools.NAME.
+
+-- The settings that a checked config gives, defaults filled in.
+create or replace function pgpark._configured(name text, config jsonb) returns pgpark.pool
+language plpgsql immutable
+set search_path = pgpark, pg_temp
+as $$
+declare
+  lot pgpark.pool;
+begin
+  lot.name := _configured.name;
+  lot.config := config;
+  lot.max_units := (config ->> 'max_units')::numeric::int;
+  lot.max_queue_depth := (config ->> 'max_queue_depth')::numeric::int;
+  lot.default_timeout_secs := (config ->> 'default_timeout_secs')::double precision;
+  lot.resource_kind := config ->> 'resource_kind';
+  lot.overflow := coalesce(config ->> 'overflow', 'reject');
+  lot.fairness := coalesce(config ->> 'fairness', 'fifo');
+  lot.limited := coalesce(jsonb_path_exists(config, '$.tenants.*.max_units ? (@ != null)'), false);
+  lot.max_bypass := coalesce((config ->> 'max_bypass')::numeric::int, 0);
+  lot.lease_secs := coalesce(config ->> 'lease_secs', '30')::double precision;
+  lot.run_timeout_secs := (config ->> 'run_timeout_secs')::double precision;
+  lot.scheduling_slack_secs := coalesce(config ->> 'scheduling_slack_secs', '0')::double precision;
+  lot.max_attempts := coalesce((config #>> '{retry,max_attempts}')::numeric::int, 1);
+  lot.max_losses := coalesce((config #>> '{retry,max_losses}')::numeric::int, 3);
+  lot.backoff_secs := coalesce(config #>> '{retry,backoff_secs}', '1')::double precision;
+  lot.backoff_factor := coalesce(config #>> '{retry,backoff_factor}', '2')::double precision;
+  lot.max_backoff_secs := coalesce(config #>> '{retry,max_backoff_secs}', '300')::double precision;
+  lot.archive := coalesce((config ->> 'archive')::boolean, false);
+  lot.mailbox_ttl_secs := (config #>> '{mailbox,ttl_secs}')::double precision;
+  lot.cost_model := nullif(config -> 'cost_model', 'null');
+  lot.queue_type := coalesce(config #>> '{queue,type}', 'postgres_pgmq');
+  lot.queue_name := coalesce(config #>> '{queue,queue_name}', _configured.name);
+  return lot;
+end
+$$;
+
+-- Every key that a config may have: its path, what it takes, the least value, the words it may be, and with which
+-- `type` beside it it goes (null: with any). kind `object` holds other keys; `*` stands for any name.
+create or replace function pgpark._config_keys()
+returns table (path text, kind text, least_value numeric, choices text[], types text[])
+language sql immutable
+as $$
+  values
+    ('max_units',              'integer', 1::numeric, null::text[], null::text[]),
+    ('max_queue_depth',        'integer', 1, null, null),
+    ('default_timeout_secs',   'number',  0.001, null, null),
+    ('resource_kind',          'word',    null, array['cpu', 'gpu_vram', 'io', 'mixed'], null),
+    ('max_bypass',             'integer', 0, null, null),
+    ('overflow',               'word',    null, array['reject', 'drop_lowest'], null),
+    ('fairness',               'word',    null, array['fifo', 'tenant'], null),
+    ('tenants',                'object',  null, null, null),
+    ('tenants.*',              'object',  null, null, null),
+    ('tenants.*.weight',       'number',  0.001, null, null),
+    ('tenants.*.max_units',    'integer', 1, null, null),
+    ('database',               'secret',  null, null, null),
+    ('lease_secs',             'number',  0.1, null, null),
+    ('run_timeout_secs',       'number',  0.001, null, null),
+    ('scheduling_slack_secs',  'number',  0, null, null),
+    ('archive',                'boolean', null, null, null),
+    ('retry',                  'object',  null, null, null),
+    ('retry.max_attempts',     'integer', 1, null, null),
+    ('retry.max_losses',       'integer', 1, null, null),
+    ('retry.backoff_secs',     'number',  0, null, null),
+    ('retry.backoff_factor',   'number',  1, null, null),
+    ('retry.max_backoff_secs', 'number',  0, null, null),
+    ('queue',                  'object',  null, null, null),
+    ('queue.type',             'word',    null, array['in_memory', 'postgres_custom', 'postgres_pgmq', 'yaque'], null),
+    ('queue.queue_name',       'queue',   null, null, array['in_memory', 'postgres_pgmq']),
+    ('queue.table',            'table',   null, null, array['postgres_custom']),
+    ('queue.path',             'text',    null, null, array['yaque']),
+    ('queue.stream',           'queue',   null, null, array['yaque']),
+    ('mailbox',                'object',  null, null, null),
+    ('mailbox.ttl_secs',       'number',  0.001, null, null),
+    ('mailbox.storage',        'object',  null, null, null),
+    ('mailbox.storage.type',   'word',    null, array['in_memory', 'postgres'], null),
+    ('mailbox.storage.table',  'table',   null, null, array['postgres']),
+    ('mailbox.notifier',       'object',  null, null, null),
+    ('mailbox.notifier.type',  'word',    null, array['http'], null),
+    ('mailbox.notifier.base_url',     'url',     null, null, null),
+    ('mailbox.notifier.auth_header',  'secret',  null, null, null),
+    ('mailbox.notifier.timeout_secs', 'number',  0.1, null, null),
+    ('mailbox.notifier.max_attempts', 'integer', 1, null, null),
+    ('cost_model',             'object',  null, null, null),
+    ('cost_model.model_vram_gb',     'number',  0, null, null),
+    ('cost_model.kv_per_token_mb',   'number',  0, null, null),
+    ('cost_model.max_batch_tokens',  'integer', 1, null, null),
+    ('cost_model.gpu_vram_total_gb', 'number',  0, null, null),
+    ('cost_model.gpu_overhead_gb',   'number',  0, null, null);
+$$;
+
+-- Raises 22023 naming the first key that is wrong and what would be right. Secrets are not repeated.
+create or replace function pgpark._check_config(name text, config jsonb) returns void
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  bad record;
+begin
+  if jsonb_typeof(config) is distinct from 'object' then
+    raise exception 'pools.%: the config must be a JSON object, not %', _check_config.name,
+                    coalesce(jsonb_typeof(config), 'NULL')
+      using errcode = '22023', hint = 'For example: {"max_units": 24}';
+  end if;
+
+  with recursive setting (path, shown, value, dotted, beside) as (
+    select e.key, e.key, e.value, e.key like '%.%', null::text
+    from jsonb_each(config) e
+    union all
+    select s.path || '.' || case s.path when 'tenants' then '*' else e.key end, s.shown || '.' || e.key, e.value,
+           s.dotted or (e.key like '%.%' and s.path <> 'tenants'),
+           coalesce(s.value ->> 'type', case s.path when 'queue' then 'postgres_pgmq' else 'postgres' end)
+    from setting s
+    join pgpark._config_keys() k on k.path = s.path and k.kind = 'object' and jsonb_typeof(s.value) = 'object'
+    cross join lateral jsonb_each(s.value) e
+  ),
+  checked as (
+    select s.shown,
+      case
+        when k.path is null or s.dotted then pgpark._no_key(s.path, s.dotted)
+        when s.path = 'tenants.*' and octet_length(substring(s.shown from 9)) > 255 then
+          'is too long a name; a tenant takes at most 255 bytes'
+        when s.value = 'null' then null  -- as if it were left out
+        when k.kind = 'object' and jsonb_typeof(s.value) <> 'object' then
+          format('must be an object, not %s', s.value)
+        when k.kind = 'boolean' and jsonb_typeof(s.value) <> 'boolean' then
+          format('must be true or false, not %s', s.value)
+        when k.kind in ('integer', 'number') and (
+               jsonb_typeof(s.value) <> 'number'
+               or not (s.value::text::numeric between k.least_value and 1000000000)
+               or (s.value::text::numeric > 0 and s.value::text::numeric < 0.000001)
+               or (k.kind = 'integer' and s.value::text::numeric % 1 <> 0)) then
+          format('must be a %s from %s to 1000000000, not %s',
+                 case k.kind when 'integer' then 'whole number' else 'number' end, k.least_value, s.value)
+        when k.kind = 'word' and (s.value #>> '{}') = any (k.choices) is not true then
+          format('must be one of %s, not %s', array_to_string(k.choices, ', '), s.value)
+        when s.beside <> all (k.types) then
+          format('goes with the type %s, not with %s', array_to_string(k.types, ' or '), s.beside)
+        when k.kind = 'queue' and (jsonb_typeof(s.value) <> 'string' or s.value #>> '{}' !~ '^[a-z0-9_]{1,47}$') then
+          format('must be a name that pgmq can take (1 to 47 lower-case letters, digits and _), not %s', s.value)
+        when k.kind = 'table'
+             and (jsonb_typeof(s.value) <> 'string' or s.value #>> '{}' !~ '^[a-z_][a-z0-9_]{0,62}$') then
+          format('must be a table name (1 to 63 lower-case letters, digits and _, no digit first), not %s', s.value)
+        when k.kind = 'text' and (jsonb_typeof(s.value) <> 'string' or s.value = '""') then
+          format('must be a text, not %s', s.value)
+        when k.kind = 'secret' and (jsonb_typeof(s.value) <> 'string' or s.value #>> '{}' !~ '^[^[:cntrl:]]+$') then
+          format('must be a text on one line, not %s',
+                 case when jsonb_typeof(s.value) = 'string' then 'this one' else 'a ' || jsonb_typeof(s.value) end)
+        when k.kind = 'url' and (jsonb_typeof(s.value) <> 'string'
+                                 or s.value #>> '{}' !~ '^https?://[^][:space:][:cntrl:]/?#@]+(/[^[:space:][:cntrl:]?#]*)?$') then
+          'must be a URL such as https://gateway.example.com/hooks, without a user, a query or a fragment'
+      end as complaint
+    from setting s
+    left join pgpark._config_keys() k using (path)
+  )
+  select c.* into bad from checked c where c.complaint is not null order by c.shown limit 1;
+  if found then
+    raise exception 'pools.%.% %', _check_config.name, bad.shown, bad.complaint using errcode = '22023';
+  elsif coalesce(config -> 'max_units', 'null') = 'null' then
+    raise exception 'pools.%.max_units is missing', _check_config.name
+      using errcode = '22023', hint = 'How many units may be in use at once, for example {"max_units": 24}.';
+  elsif jsonb_typeof(config #> '{mailbox,notifier}') = 'object'
+        and coalesce(config #> '{mailbox,notifier,base_url}', 'null') = 'null' then
+    raise exception 'pools.%.mailbox.notifier.base_url is missing', _check_config.name
+      using errcode = '22023', hint = 'Where callbacks go, for example https://gateway.example.com/hooks.';
+  elsif jsonb_typeof(config -> 'cost_model') = 'object'
+        and not jsonb_strip_nulls(config -> 'cost_model')
+                ?& array['model_vram_gb', 'kv_per_token_mb', 'max_batch_tokens'] then
+    raise exception 'pools.%.cost_model needs model_vram_gb, kv_per_token_mb and max_batch_tokens', _check_config.name
+      using errcode = '22023';
+  end if;
+end
+$$;
+
+-- What to say of a key that there is none of: the nearest right one, and all that belong there. dotted: the name itself
+-- holds a dot, as in {"retry.max_attempts": 3}.
+create or replace function pgpark._no_key(path text, dotted boolean) returns text
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  group_ text := coalesce(substring(_no_key.path from '^(.*)\.'), '');
+  name text := substring(_no_key.path from '[^.]*$');
+  others text[];
+  nearest text;
+begin
+  others := array(
+    select substring(k.path from '[^.]*$')
+    from pgpark._config_keys() k
+    where k.path not like '%*'
+      and coalesce(substring(k.path from '^(.*)\.'), '') = case when dotted then '' else group_ end);
+  select o.other into nearest
+  from unnest(others) with ordinality as o (other, ord)
+  where not dotted
+    and pgpark._distance(o.other, name) <= greatest(2, length(name) / 3)
+  order by pgpark._distance(o.other, name), o.ord
+  limit 1;
+  return 'is no key of a pool' || coalesce('; did you mean ' || nearest || '?', '') || '; here belong: '
+         || array_to_string(others, ', ');
+end
+$$;
+
+-- How many letters must be put in, taken out or replaced to make one word of another (Levenshtein's distance).
+create or replace function pgpark._distance(a text, b text) returns int
+language plpgsql immutable
+set search_path = pgpark, pg_temp
+as $$
+declare
+  above int[] := array(select generate_series(0, length(b)));
+  line int[];
+begin
+  if length(a) > 100 or length(b) > 100 then
+    return 100;
+  end if;
+  for i in 1 .. length(a) loop
+    line := array[i];
+    for j in 1 .. length(b) loop
+      line[j + 1] := least(above[j + 1] + 1, line[j] + 1,
+                           above[j] + (substr(a, i, 1) <> substr(b, j, 1))::int);
+    end loop;
+    above := line;
+  end loop;
+  return above[length(b) + 1];
+end
+$$;
