@@ -23,6 +23,7 @@ from pgpark.models import (
     Finished,
     Maintained,
     Message,
+    PlannedChange,
     PoolInfo,
     PoolStats,
     Row,
@@ -200,8 +201,8 @@ def prune(pool: str | None = None) -> Call[int]:
 def maintain(pool: str | None = None) -> Call[Maintained]:
     """Runs the timers of one pool, or of all. `due_in_secs` is next_due seen from the database's own clock."""
     statement = sql.SQL(
-        "select m.*, extract(epoch from m.next_due - pgpark._now())::float8 as due_in_secs"
-        " from pgpark.park_maintain(pool => %(pool)s::text) m"
+        "select m.*, cast(extract(epoch from m.next_due - pgpark._now()) as float8) as due_in_secs"
+        " from pgpark.park_maintain(pool => cast(%(pool)s as text)) m"
     ).format()
     return Call(statement, {"pool": pool}, _one(Maintained))
 
@@ -209,6 +210,11 @@ def maintain(pool: str | None = None) -> Call[Maintained]:
 def put_pool(name: str, config: Mapping[str, Any]) -> Call[str]:
     """Creates or changes a pool: `created`, `changed` or `unchanged`."""
     return _call("park_put_pool", _value("park_put_pool"), name=name, config=Jsonb(dict(config)))
+
+
+def plan_pool(name: str, config: Mapping[str, Any]) -> Call[list[PlannedChange]]:
+    """What put_pool would change, without changing it; raises its errors."""
+    return _call("park_plan_pool", _many(PlannedChange), name=name, config=Jsonb(config))
 
 
 def drop_pool(name: str, force: bool = False) -> Call[None]:
@@ -259,7 +265,9 @@ _CASTS = {
 
 def _call(function: str, read: Callable[[Rows], T], **arguments: Any) -> Call[T]:
     named = sql.SQL(", ").join(
-        sql.SQL("{} => {}::{}").format(sql.Identifier(name), sql.Placeholder(name), sql.SQL(_CASTS.get(name, "text")))
+        sql.SQL("{} => cast({} as {})").format(
+            sql.Identifier(name), sql.Placeholder(name), sql.SQL(_CASTS.get(name, "text"))
+        )
         for name in arguments
     )
     return Call(sql.SQL("select * from {}({})").format(sql.Identifier("pgpark", function), named), arguments, read)

@@ -71,12 +71,15 @@ def _options(dsn: str, prepare: bool) -> dict[str, Any]:
 
 
 def _unreachable(dsn: str, error: psycopg.Error) -> DatabaseError:
-    return DatabaseError(f"cannot connect to {_where(dsn)}: {one_line(error)}")
+    return DatabaseError(f"cannot connect to {where(dsn)}: {one_line(error)}")
 
 
-def _where(dsn: str) -> str:
+def where(dsn: str) -> str:
     """The server and database of a DSN, without the password."""
-    given = psycopg.conninfo.conninfo_to_dict(dsn)
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(dsn)
+    except psycopg.Error:
+        return "a DSN that cannot be read"
     return f"{given.get('host', 'the default host')}/{given.get('dbname', 'the default database')}"
 
 

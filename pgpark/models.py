@@ -111,6 +111,14 @@ class PoolInfo(Row):
     created_at: datetime
 
 
+class PlannedChange(Row):
+    """A setting that would change; `key` as in `queue.type`."""
+
+    key: str
+    before: Any
+    after: Any
+
+
 class Maintained(Row):
     """What the timers did, and when the next one is due (None: there is none)."""
 

@@ -19,15 +19,16 @@ import click
 import psycopg
 
 from pgpark import __version__
-from pgpark.cli import database, mailbox, pools, show, tasks, work
+from pgpark.cli import config, database, mailbox, pools, show, tasks, work
 from pgpark.cli.demo import demo
 from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line, translated
 
 _EPILOG = (
-    "Without --dsn or PGPARK_DSN, commands share an embedded Postgres whose data is in PGPARK_HOME (.pgpark). Every "
-    "option can be set in the environment: PGPARK_DSN, PGPARK_HOME, PGPARK_JSON, and PGPARK_<COMMAND>_<OPTION>, for "
-    "instance PGPARK_WORKER_UNITS. Exit codes: 0 done; 1 the answer is no; 2 wrong usage or input; 3 the database "
-    "cannot be used; 130 interrupted, 143 terminated."
+    "Without --dsn or PGPARK_DSN, commands share an embedded Postgres whose data is in PGPARK_HOME (.pgpark); with "
+    "--pools FILE, a config file says where each pool lives. Every option can be set in the environment: PGPARK_DSN, "
+    "PGPARK_HOME, PGPARK_POOLS, PGPARK_JSON, and PGPARK_<COMMAND>_<OPTION>, for instance PGPARK_WORKER_UNITS. Exit "
+    "codes: 0 done; 1 the answer is no; 2 wrong usage or input; 3 the database cannot be used; 130 interrupted, 143 "
+    "terminated."
 )
 
 
@@ -65,6 +66,8 @@ for _command in (
     database.migrate,
     database.db,
     pools.pool,
+    config.apply,
+    config.config,
     tasks.submit,
     tasks.status,
     tasks.result,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json
 import math
 import re
@@ -20,11 +21,13 @@ from psycopg.rows import DictRow
 from rich.console import Console
 from rich.table import Table
 
+from pgpark.config import load, load_json
 from pgpark.database import connect, require_migrated
-from pgpark.embedded import EmbeddedServer
 from pgpark.errors import BadInputError
-from pgpark.migrate import migrate
 from pgpark.models import Row
+from pgpark.places import HOME, Place
+
+__all__ = ["load_json"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,12 +57,7 @@ class Settings:
     @contextlib.contextmanager
     def database(self) -> Iterator[str]:
         """The DSN of a database; without one given, of the embedded server, started and migrated on demand."""
-        if self.dsn:
-            yield self.dsn
-            return
-        with EmbeddedServer(self.home).use() as dsn:
-            with connect(dsn) as connection:
-                migrate(connection)
+        with Place(self.dsn, self.home).use() as dsn:
             yield dsn
 
     @contextlib.contextmanager
@@ -76,7 +74,7 @@ def output_options(command: F) -> F:
     @click.option(
         "--home",
         envvar="PGPARK_HOME",
-        default=".pgpark",
+        default=HOME,
         show_default=True,
         type=click.Path(path_type=Path, file_okay=False),
         help="Folder of the embedded Postgres, used when no --dsn is given.",
@@ -89,10 +87,48 @@ def output_options(command: F) -> F:
     return cast(F, wrapper)
 
 
-def database_options(command: F) -> F:
+def dsn_options(command: F) -> F:
     """Adds --dsn to these."""
     dsn = click.option("--dsn", envvar="PGPARK_DSN", help="Postgres to use, as URL or key=value pairs.")
     return dsn(output_options(command))
+
+
+def database_options(command: F) -> F:
+    """Adds --dsn and --pools to these; and --pool, where the command has no such argument, to say whose database.
+
+    With --pools it is the one where the file says that the pool lives.
+    """
+    argument = next((name for name in ("pool", "name") if name in inspect.signature(command).parameters), None)
+    file = click.option(
+        "--pools",
+        "pools_file",
+        envvar="PGPARK_POOLS",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Config file that says where each pool lives.",
+    )
+    one = click.option("--pool", "of_pool", metavar="NAME", help="With --pools: the database of this pool.")
+
+    @functools.wraps(command)
+    def wrapper(settings: Settings, *args: Any, pools_file: Path | None, of_pool: str | None = None, **kw: Any) -> Any:
+        if pools_file is not None:
+            settings = _settled(settings, pools_file, kw[argument] if argument else of_pool)
+        elif of_pool is not None:
+            raise click.UsageError("--pool goes with --pools FILE")
+        return command(settings, *args, **kw)
+
+    optioned = file(dsn_options(cast(F, wrapper)))
+    return optioned if argument else one(optioned)
+
+
+def _settled(settings: Settings, file: Path, pool: str | None) -> Settings:
+    """The settings with the database of a pool of this file; of all pools, if none is named and they share one."""
+    config = load(file, only_places=True)
+    given = Place(settings.dsn, settings.home)
+    places = {config.place(name, given) for name in ([pool] if pool is not None else config.pools)}
+    if len(places) > 1:
+        raise BadInputError(f"{file}: its pools live in {len(places)} databases; name one of {', '.join(config.pools)}")
+    (place,) = places
+    return Settings(place.dsn, place.home, settings.json)
 
 
 class Seconds(click.FloatRange):
@@ -166,18 +202,3 @@ def moment(connection: psycopg.Connection[DictRow], text: str | None) -> str | N
         return (now + timedelta(seconds=float(found[1]) * _UNIT_SECS[found[2]])).isoformat()
     except OverflowError as error:
         raise BadInputError(f"{text!r} is too far away") from error
-
-
-def load_json(text: str, what: str) -> Any:
-    """A JSON value. Raises BadInputError naming `what` and the place."""
-    try:
-        return json.loads(text, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise BadInputError(f"{what} is not JSON: {error.msg} at {line}column {error.colno}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{what} is not JSON: {error}") from error
-
-
-def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON number")

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pgpark import calls
-from pgpark.cli.common import Settings, database_options, messages, print_json, results_console
+from pgpark.cli.common import Settings, dsn_options, messages, print_json, results_console
 from pgpark.database import connect
 from pgpark.errors import DatabaseError, UnknownPoolError
 from pgpark.migrate import migrate
@@ -61,7 +61,7 @@ class _Show:
 
 
 @click.command()
-@database_options
+@dsn_options
 def demo(settings: Settings) -> int:
     """Watch 72 tasks of 1 to 16 units share a pool of 24, with one of two workers killed half-way."""
     if settings.dsn:

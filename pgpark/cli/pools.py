@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
 from pgpark import calls
-from pgpark.cli.common import Settings, database_options, load_json, messages, print_json, print_rows
+from pgpark.cli.common import Settings, database_options, messages, print_json, print_rows
+from pgpark.config import expand, parse
 from pgpark.errors import BadInputError, UnknownPoolError
 
 
@@ -115,29 +115,16 @@ def drop(settings: Settings, name: str, force: bool) -> None:
 
 
 def _config_from(text: str, file: str, name: str) -> dict[str, Any]:
-    if Path(file).suffix in {".yaml", ".yml"}:
-        try:
-            import yaml
-        except ImportError as error:
-            raise BadInputError(f"{file}: YAML needs the extra: pip install 'pgpark[yaml]'") from error
-        try:
-            config = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise BadInputError(f"{file} is not YAML: {error}") from error
-    else:
-        config = load_json(text, file)
+    config = parse(text, file)
     if isinstance(config, dict) and isinstance(config.get("pools"), dict):
         if name not in config["pools"]:
             there = ", ".join(map(str, config["pools"]))
             raise BadInputError(f"{file}: there is no pool {name!r} below pools, only {there}")
         config = config["pools"][name]
-    try:
-        config = json.loads(json.dumps(config))  # a date or a set in YAML has no place in a config
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadInputError(f"{file}: the config of a pool must be made of JSON values: {error}") from error
     if not isinstance(config, dict):
         raise BadInputError(f"{file}: the config of a pool must be an object with max_units")
-    return config
+    filled: dict[str, Any] = expand(config, file, ("pools", name))
+    return filled
 
 
 def _assign(config: dict[str, Any], assignment: str) -> None:

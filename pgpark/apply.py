@@ -1,0 +1,136 @@
+"""Brings pools to what a config file says: all of them, or none. What would change is decided in SQL."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import psycopg
+from psycopg.rows import DictRow
+
+from pgpark import calls
+from pgpark.config import Config, is_secret
+from pgpark.database import connect, require_migrated
+from pgpark.errors import BadInputError, DatabaseError, NotMigratedError, one_line
+from pgpark.models import PlannedChange
+from pgpark.places import Place
+
+Connection: TypeAlias = psycopg.Connection[DictRow]
+Result: TypeAlias = Literal["created", "changed", "unchanged"]
+HIDDEN = "(secret)"
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of a pool, or would: where it lives, and the settings that change. Secrets are hidden."""
+
+    pool: str
+    place: Place
+    result: Result
+    changes: tuple[PlannedChange, ...]
+
+
+def apply(config: Config, given: Place, *, dry_run: bool = False) -> list[Applied]:
+    """Creates and changes the pools of a config; pools that it does not name are left alone.
+
+    given: where pools live that do not say so themselves. dry_run: only tell what would be done.
+    Raises BadInputError naming file and path, NotMigratedError, DatabaseError; nothing was changed then.
+    """
+    where = {name: config.place(name, given) for name in config.pools}
+    with contextlib.ExitStack() as stack:
+        connections = {place: stack.enter_context(opened(config, where, place)) for place in ordered(where.values())}
+        return reconcile(config, where, connections, do=() if dry_run else ("created", "changed"))
+
+
+def ordered(places: Iterable[Place]) -> list[Place]:
+    """Each place once, in an order that is the same for everybody."""
+    return sorted(set(places), key=str)
+
+
+@contextlib.contextmanager
+def opened(config: Config, where: Mapping[str, Place], place: Place) -> Iterator[Connection]:
+    """A connection to a place where pools of the config live. Raises NotMigratedError, DatabaseError."""
+    with contextlib.ExitStack() as stack:
+        try:
+            connection = stack.enter_context(contextlib.closing(connect(stack.enter_context(place.use()))))
+            require_migrated(connection)
+        except DatabaseError as error:
+            names = ", ".join(name for name in where if where[name] == place)
+            raise type(error)(f"{config.file}: {names}: {error}") from error
+        yield connection
+
+
+def reconcile(
+    config: Config, where: Mapping[str, Place], connections: Mapping[Place, Connection], *, do: Iterable[Result]
+) -> list[Applied]:
+    """Compares every pool with its database, and puts those that would be `created` or `changed`, as `do` says.
+
+    All pools are checked before the first is put. Each database changes in one transaction; these are committed
+    one after the other once everything has succeeded. Raises the errors of `apply`.
+    """
+    databases = _databases(connections)
+    for connection in databases.values():
+        connection.execute("begin isolation level read committed")
+    try:
+        planned = {name: _planned(config, name, place, databases[place]) for name, place in where.items()}
+        for name in sorted(planned):
+            if planned[name].result in do:
+                with _named(config):
+                    calls.run_on(databases[where[name]], calls.put_pool(name, config.sql_config(name)))
+        _commit(config, databases)
+    finally:
+        for connection in databases.values():
+            with contextlib.suppress(psycopg.Error):
+                connection.rollback()
+    return list(planned.values())
+
+
+def _databases(connections: Mapping[Place, Connection]) -> dict[Place, Connection]:
+    """For each place the connection to use: one for a database, even if it was named in two ways. Two transactions of
+    ours in one database would wait for one another."""
+    first: dict[Any, Connection] = {}
+    used = {}
+    for place, connection in connections.items():
+        row = connection.execute("select pg_postmaster_start_time(), current_database()").fetchone()
+        assert row is not None
+        used[place] = first.setdefault(tuple(row.values()), connection)
+    return used
+
+
+def _planned(config: Config, name: str, place: Place, connection: Connection) -> Applied:
+    with _named(config):
+        changes = calls.run_on(connection, calls.plan_pool(name, config.sql_config(name)))
+        there = connection.execute("select from pgpark.pool where name = %s", [name]).rowcount > 0
+    result: Result = "created" if not there else "changed" if changes else "unchanged"
+    return Applied(name, place, result, tuple(_hidden(change) for change in changes))
+
+
+def _hidden(change: PlannedChange) -> PlannedChange:
+    if not is_secret(change.key):
+        return change
+    shown = {side: None if getattr(change, side) is None else HIDDEN for side in ("before", "after")}
+    return change.model_copy(update=shown)
+
+
+@contextlib.contextmanager
+def _named(config: Config) -> Iterator[None]:
+    """Puts the name of the file before what is wrong with a pool."""
+    try:
+        yield
+    except NotMigratedError:
+        raise
+    except BadInputError as error:
+        raise type(error)(f"{config.file}: {error}") from error
+
+
+def _commit(config: Config, databases: Mapping[Place, Connection]) -> None:
+    done: list[str] = []
+    for place, connection in databases.items():
+        try:
+            connection.execute("commit")
+        except psycopg.Error as error:
+            kept = f"; {', '.join(done)} is done already" if done else "; nothing was changed"
+            raise DatabaseError(f"{config.file}: {place}: cannot commit: {one_line(error)}{kept}") from error
+        done.append(str(place))
