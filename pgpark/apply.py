@@ -13,7 +13,7 @@ from psycopg.rows import DictRow
 from pgpark import calls
 from pgpark.config import Config, is_secret
 from pgpark.database import connect, require_migrated
-from pgpark.errors import BadInputError, DatabaseError, NotMigratedError, one_line
+from pgpark.errors import BadInputError, DatabaseError, one_line
 from pgpark.models import PlannedChange
 from pgpark.places import Place
 
@@ -38,52 +38,55 @@ def apply(config: Config, given: Place, *, dry_run: bool = False) -> list[Applie
     given: where pools live that do not say so themselves. dry_run: only tell what would be done.
     Raises BadInputError naming file and path, NotMigratedError, DatabaseError; nothing was changed then.
     """
-    where = {name: config.place(name, given) for name in config.pools}
+    where = config.places(given)
     with contextlib.ExitStack() as stack:
-        connections = {place: stack.enter_context(opened(config, where, place)) for place in ordered(where.values())}
-        return reconcile(config, where, connections, do=() if dry_run else ("created", "changed"))
+        dsns = {place: stack.enter_context(served(config, where, place)) for place in ordered(where)}
+        return reconcile(config, where, dsns, do=() if dry_run else ("created", "changed"))
 
 
-def ordered(places: Iterable[Place]) -> list[Place]:
-    """Each place once, in an order that is the same for everybody."""
-    return sorted(set(places), key=str)
+def ordered(where: Mapping[str, Place]) -> list[Place]:
+    """Each place of these pools once, in an order that is the same for everybody."""
+    return sorted(set(where.values()), key=str)
 
 
 @contextlib.contextmanager
-def opened(config: Config, where: Mapping[str, Place], place: Place) -> Iterator[Connection]:
-    """A connection to a place where pools of the config live. Raises NotMigratedError, DatabaseError."""
+def served(config: Config, where: Mapping[str, Place], place: Place) -> Iterator[str]:
+    """The DSN of a place where pools of the config live, for as long. Raises DatabaseError naming the pools."""
     with contextlib.ExitStack() as stack:
-        try:
-            connection = stack.enter_context(contextlib.closing(connect(stack.enter_context(place.use()))))
-            require_migrated(connection)
-        except DatabaseError as error:
-            names = ", ".join(name for name in where if where[name] == place)
-            raise type(error)(f"{config.file}: {names}: {error}") from error
-        yield connection
+        with _pools_named(config, where, place):
+            dsn = stack.enter_context(place.use())
+        yield dsn
 
 
 def reconcile(
-    config: Config, where: Mapping[str, Place], connections: Mapping[Place, Connection], *, do: Iterable[Result]
+    config: Config, where: Mapping[str, Place], dsns: Mapping[Place, str], *, do: Iterable[Result]
 ) -> list[Applied]:
     """Compares every pool with its database, and puts those that would be `created` or `changed`, as `do` says.
 
     All pools are checked before the first is put. Each database changes in one transaction; these are committed
     one after the other once everything has succeeded. Raises the errors of `apply`.
     """
+    with contextlib.ExitStack() as stack:
+        connections = {}
+        for place, dsn in dsns.items():
+            with _pools_named(config, where, place):
+                connections[place] = stack.enter_context(contextlib.closing(connect(dsn)))
+                require_migrated(connections[place])
+        return _reconcile(config, where, connections, do)
+
+
+def _reconcile(
+    config: Config, where: Mapping[str, Place], connections: Mapping[Place, Connection], do: Iterable[Result]
+) -> list[Applied]:
     databases = _databases(connections)
-    for connection in databases.values():
+    for connection in set(databases.values()):
         connection.execute("begin isolation level read committed")
-    try:
-        planned = {name: _planned(config, name, place, databases[place]) for name, place in where.items()}
-        for name in sorted(planned):
-            if planned[name].result in do:
-                with _named(config):
-                    calls.run_on(databases[where[name]], calls.put_pool(name, config.sql_config(name)))
-        _commit(config, databases)
-    finally:
-        for connection in databases.values():
-            with contextlib.suppress(psycopg.Error):
-                connection.rollback()
+    planned = {name: _planned(config, name, place, databases[place]) for name, place in where.items()}
+    for name in sorted(planned):
+        if planned[name].result in do:
+            with _file_named(config):
+                calls.run_on(databases[where[name]], calls.put_pool(name, config.sql_config(name)))
+    _commit(config, databases)
     return list(planned.values())
 
 
@@ -100,7 +103,7 @@ def _databases(connections: Mapping[Place, Connection]) -> dict[Place, Connectio
 
 
 def _planned(config: Config, name: str, place: Place, connection: Connection) -> Applied:
-    with _named(config):
+    with _file_named(config):
         changes = calls.run_on(connection, calls.plan_pool(name, config.sql_config(name)))
         there = connection.execute("select from pgpark.pool where name = %s", [name]).rowcount > 0
     result: Result = "created" if not there else "changed" if changes else "unchanged"
@@ -115,19 +118,28 @@ def _hidden(change: PlannedChange) -> PlannedChange:
 
 
 @contextlib.contextmanager
-def _named(config: Config) -> Iterator[None]:
+def _pools_named(config: Config, where: Mapping[str, Place], place: Place) -> Iterator[None]:
+    """Puts the name of the file and of the pools that live there before what is wrong with a database."""
+    try:
+        yield
+    except DatabaseError as error:
+        names = ", ".join(name for name in where if where[name] == place)
+        raise type(error)(f"{config.file}: {names}: {error}") from error
+
+
+@contextlib.contextmanager
+def _file_named(config: Config) -> Iterator[None]:
     """Puts the name of the file before what is wrong with a pool."""
     try:
         yield
-    except NotMigratedError:
-        raise
     except BadInputError as error:
         raise type(error)(f"{config.file}: {error}") from error
 
 
 def _commit(config: Config, databases: Mapping[Place, Connection]) -> None:
     done: list[str] = []
-    for place, connection in databases.items():
+    for connection in set(databases.values()):
+        place = next(place for place in databases if databases[place] is connection)
         try:
             connection.execute("commit")
         except psycopg.Error as error:

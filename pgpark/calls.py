@@ -32,6 +32,7 @@ from pgpark.models import (
 )
 
 T = TypeVar("T")
+U = TypeVar("U")
 T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R", bound=Row)
 Rows = list[dict[str, Any]]
@@ -44,6 +45,10 @@ class Call(Generic[T_co]):
     statement: sql.Composed
     parameters: Mapping[str, Any]
     read: Callable[[Rows], T_co]
+
+    def then(self, convert: Callable[[T_co], U]) -> Call[U]:
+        """The same call, what it returns being converted."""
+        return Call(self.statement, self.parameters, lambda rows: convert(self.read(rows)))
 
 
 def run_on(connection: Connection[Any], call: Call[T]) -> T:
@@ -168,6 +173,27 @@ def fetch(
     )
 
 
+def fetch_of(
+    pool: str,
+    tenant: str,
+    user_id: str | None = None,
+    session_id: str | None = None,
+    since: datetime | str | None = None,
+    max_messages: int = 50,
+) -> Call[list[Message]]:
+    """Outcomes that a tenant has from one pool, oldest first; None for user or session means any."""
+    return _call(
+        "park_fetch_of",
+        _many(Message),
+        pool=pool,
+        tenant=tenant,
+        user_id=user_id,
+        session_id=session_id,
+        since=since,
+        max_messages=max_messages,
+    )
+
+
 def ack(message_ids: Sequence[int]) -> Call[int]:
     """Takes messages out of the mailbox; returns how many were there."""
     return _call("park_ack", _value("park_ack"), message_ids=list(message_ids))
@@ -176,6 +202,15 @@ def ack(message_ids: Sequence[int]) -> Call[int]:
 def result(task_id: int) -> Call[Message | None]:
     """The outcome of a task, or None while there is none."""
     return _call("park_result", _maybe(Message), task_id=task_id)
+
+
+def results(task_ids: Sequence[int]) -> Call[list[Message]]:
+    """The outcomes of those of these tasks that have one."""
+    statement = sql.SQL(
+        "select r.* from unnest(cast(%(task_ids)s as bigint[])) w (task_id)"
+        " cross join lateral pgpark.park_result(w.task_id) r"
+    ).format()
+    return Call(statement, {"task_ids": list(task_ids)}, _many(Message))
 
 
 def status(task_id: int) -> Call[TaskStatus | None]:

@@ -53,6 +53,10 @@ class Config:
             return Place(None, (self.folder / Path(path).expanduser()).resolve())
         return given
 
+    def places(self, given: Place) -> dict[str, Place]:
+        """Where each pool lives."""
+        return {name: self.place(name, given) for name in self.pools}
+
     def sql_config(self, name: str) -> Any:
         """What park_put_pool gets for a pool: all but where it lives."""
         pool = self.pools[name]
@@ -128,7 +132,9 @@ def plain(value: Any, file: str, path: tuple[str, ...] = ()) -> Any:
         if isinstance(value, list | tuple):
             return [plain(inner, file, (*path, str(place))) for place, inner in enumerate(value)]
     except RecursionError as error:
-        raise BadInputError(f"{file}: is nested too deep, or holds itself") from error
+        raise BadInputError(
+            f"{file}: the config of a pool must be made of JSON values; this is nested too deep, or holds itself"
+        ) from error
     if isinstance(value, float) and not math.isfinite(value):
         raise BadInputError(f"{here}: {value} is no number in JSON")
     if value is None or isinstance(value, str | bool | int | float):

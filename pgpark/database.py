@@ -20,7 +20,7 @@ def connect(dsn: str, *, prepare: bool = True) -> psycopg.Connection[DictRow]:
     Raises DatabaseError.
     """
     try:
-        connection = psycopg.connect(dsn, **_options(dsn, prepare), row_factory=dict_row)
+        connection = psycopg.connect(dsn, **options(dsn, prepare), row_factory=dict_row)
     except psycopg.Error as error:
         raise _unreachable(dsn, error) from error
     if (complaint := _too_old(connection.info.server_version)) is not None:
@@ -32,7 +32,7 @@ def connect(dsn: str, *, prepare: bool = True) -> psycopg.Connection[DictRow]:
 async def connect_async(dsn: str, *, prepare: bool = True) -> psycopg.AsyncConnection[DictRow]:
     """The same for asyncio."""
     try:
-        connection = await psycopg.AsyncConnection.connect(dsn, **_options(dsn, prepare), row_factory=dict_row)
+        connection = await psycopg.AsyncConnection.connect(dsn, **options(dsn, prepare), row_factory=dict_row)
     except psycopg.Error as error:
         raise _unreachable(dsn, error) from error
     if (complaint := _too_old(connection.info.server_version)) is not None:
@@ -48,7 +48,7 @@ def require_migrated(connection: psycopg.Connection[Any]) -> None:
         raise NotMigratedError(f"the database {connection.info.dbname} has no pgpark yet; run: pgpark migrate")
 
 
-def _options(dsn: str, prepare: bool) -> dict[str, Any]:
+def options(dsn: str, prepare: bool = True) -> dict[str, Any]:
     """Our defaults for what the DSN leaves open; a dead peer is noticed within about a minute."""
     try:
         given = psycopg.conninfo.conninfo_to_dict(dsn)

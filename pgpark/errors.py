@@ -3,6 +3,8 @@ exit code."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 
 
@@ -50,16 +52,28 @@ def one_line(error: BaseException) -> str:
         return type(error).__name__
 
 
+class BadResultError(PgparkError):
+    """A result does not fit the type that the client expects; `message` is the outcome as it is in the mailbox."""
+
+    def __init__(self, text: str, message: Any) -> None:
+        super().__init__(text)
+        self.message = message
+
+
 def translated(error: psycopg.Error) -> PgparkError:
     """The error of this module that says what a database error means. Use as `raise translated(e) from e`."""
-    message = error.diag.message_primary or one_line(error) or type(error).__name__
-    hint = error.diag.message_hint
+    diag = error.diag
+    message = diag.message_primary or one_line(error) or type(error).__name__
+    return explained(error.sqlstate, message, diag.message_hint, diag.message_detail)
+
+
+def explained(state: str | None, message: str, hint: str | None, detail: str | None) -> PgparkError:
+    """The same for the parts of an error of any driver; `state` is its SQLSTATE."""
     text = one_line(Exception(f"{message}. {hint}" if hint else message))
-    state = error.sqlstate
     if state == "42704" and message.startswith("unknown pool"):
         return UnknownPoolError(text)
     if state in {"22023", "42710"}:
-        detail = error.diag.message_detail or ""
+        detail = detail or ""
         place = detail.removeprefix("element ")
         return BadInputError(text, int(place) if place.isdigit() and detail.startswith("element ") else None)
     if state is not None and state.startswith(("22", "54")):  # bad data, too large

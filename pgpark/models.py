@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypeVar
+
+ResultT = TypeVar("ResultT", default=Any)
 
 Priority = Literal["low", "normal", "high", "critical"]
 Outcome = Literal["completed", "failed", "expired", "dropped"]
@@ -49,8 +52,8 @@ class Finished(Row):
     accepted: bool
 
 
-class Message(Row):
-    """An outcome in the mailbox; `payload` is the worker's result."""
+class Message(Row, Generic[ResultT]):
+    """An outcome in the mailbox; `payload` is the worker's result, None unless it completed."""
 
     message_id: int
     task_id: int
@@ -60,7 +63,7 @@ class Message(Row):
     session_id: str | None
     status: Outcome
     reason: str | None
-    payload: Any
+    payload: ResultT
     created_at: datetime
 
 

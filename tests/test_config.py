@@ -82,7 +82,11 @@ def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("c.yaml", "pools:\n  1: {max_units: 1}\n", "c.yaml: pools: the key 1 must be a text; put it in quotes"),
         ("c.yaml", "pools:\n  a: {max_units: .inf}\n", "c.yaml: pools.a.max_units: inf is no number in JSON"),
         ("c.yaml", "pools:\n  a: {at: 2030-01-01}\n", "c.yaml: pools.a.at: the config of a pool must be made of JSON"),
-        ("c.yaml", "pools: &p\n  a: *p\n", "c.yaml: is nested too deep, or holds itself"),
+        (
+            "c.yaml",
+            "pools: &p\n  a: *p\n",
+            "c.yaml: the config of a pool must be made of JSON values; this is nested too",
+        ),
         ("c.yaml", "pools: !!python/object:os.system {}\n", "c.yaml is not YAML: could not determine a constructor"),
     ],
 )

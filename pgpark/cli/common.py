@@ -106,15 +106,16 @@ def database_options(command: F) -> F:
         type=click.Path(path_type=Path, dir_okay=False),
         help="Config file that says where each pool lives.",
     )
-    one = click.option("--pool", "of_pool", metavar="NAME", help="With --pools: the database of this pool.")
+    one = click.option("--pool", metavar="NAME", help="With --pools: the database of this pool.")
 
     @functools.wraps(command)
-    def wrapper(settings: Settings, *args: Any, pools_file: Path | None, of_pool: str | None = None, **kw: Any) -> Any:
+    def wrapper(settings: Settings, *args: Any, pools_file: Path | None, **kwargs: Any) -> Any:
+        pool = kwargs[argument] if argument else kwargs.pop("pool")
         if pools_file is not None:
-            settings = _settled(settings, pools_file, kw[argument] if argument else of_pool)
-        elif of_pool is not None:
+            settings = _settled(settings, pools_file, pool)
+        elif pool is not None and not argument:
             raise click.UsageError("--pool goes with --pools FILE")
-        return command(settings, *args, **kw)
+        return command(settings, *args, **kwargs)
 
     optioned = file(dsn_options(cast(F, wrapper)))
     return optioned if argument else one(optioned)

@@ -353,7 +353,7 @@ def test_the_variable_of_an_option_is_its_name(path: tuple[str, ...], command: c
     for option in (p for p in command.params if isinstance(p, click.Option)):
         long = next(name for name in option.opts if name.startswith("--"))[2:].replace("-", "_").upper()
         automatic = "_".join(["PGPARK", *path, option.name or ""]).replace("-", "_").upper()
-        shared = long in {"DSN", "HOME", "JSON"}
+        shared = long in {"DSN", "HOME", "JSON", "POOLS"}
         expected = f"PGPARK_{long}" if shared else "_".join(["PGPARK", *path, long]).replace("-", "_").upper()
         assert (option.envvar or automatic) == expected
         assert option.help, long
@@ -469,7 +469,11 @@ def test_a_role_without_rights_is_told_so(pgpark: Pgpark, db: Database, dsn: str
     ("name", "content", "message"),
     [
         ("bin.json", b"\xff\xfe", "pgpark: UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff"),
-        ("date.yaml", b"max_units: 2020-01-01", "pgpark: {file}: the config of a pool must be made of JSON values"),
+        (
+            "date.yaml",
+            b"max_units: 2020-01-01",
+            "pgpark: {file}: max_units: the config of a pool must be made of JSON values",
+        ),
         ("loop.yaml", b"&a [*a]", "pgpark: {file}: the config of a pool must be made of JSON values"),
         ("list.json", b"[1]", "pgpark: {file}: the config of a pool must be an object with max_units"),
         ("other.json", b'{"pools": {"x": {}}}', "pgpark: {file}: there is no pool 'gpu' below pools, only x"),
