@@ -139,7 +139,7 @@ def test_a_move_that_is_rolled_back_leaves_all_as_it_was(db: Database) -> None:
 
 def test_a_table_of_somebody_else_is_not_taken_over(db: Database) -> None:
     for queue in ({"type": "postgres_custom", "table": "task"}, {"type": "postgres_custom", "table": "mailbox"}):
-        with pytest.raises(psycopg.errors.DuplicateObject, match="there is something named '(task|mailbox)' in the"):
+        with pytest.raises(psycopg.errors.DuplicateObject, match="there is something named"):
             db.pool(queue=queue)
     for table in ("task", "mailbox", "mailbox_in_memory"):
         db.pool("mem", mailbox={"storage": {"type": "in_memory"}})

@@ -159,7 +159,7 @@ def test_a_task_that_comes_back_to_a_shrunk_pool_does_not_block_it(db: Database)
         ),
         (
             {"max_units": 1, "queue": {"type": "postgres_custom", "table": "No"}},
-            'pools.gpu.queue.table must be a table name (1 to 63 lower-case letters, digits and _, no digit first), not "No"',
+            "pools.gpu.queue.table must be a table name (1 to 63 lower-case letters, digits and _, no digit first)",
         ),
         (
             {"max_units": 1, "mailbox": {"storage": {"type": "in_memory", "table": "t"}}},
@@ -168,7 +168,7 @@ def test_a_task_that_comes_back_to_a_shrunk_pool_does_not_block_it(db: Database)
         ({"max_units": 1, "mailbox": {"notifier": {}}}, "pools.gpu.mailbox.notifier.base_url is missing"),
         (
             {"max_units": 1, "mailbox": {"notifier": {"base_url": "https://user:hidden@example.com"}}},
-            "pools.gpu.mailbox.notifier.base_url must be a URL such as https://gateway.example.com/hooks, without a user,",
+            "pools.gpu.mailbox.notifier.base_url must be a URL such as https://gateway.example.com/hooks, without",
         ),
         (
             {"max_units": 1, "mailbox": {"notifier": {"base_url": "http://a", "auth_header": "a\nb"}}},
