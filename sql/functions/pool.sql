@@ -10,6 +10,7 @@ declare
   before pgpark.pool;
   after_ pgpark.pool;
   retenanted boolean;  -- who shares the pool, and how
+  moved boolean;       -- to another queue
 begin
   perform pgpark._require_read_committed();
   perform pgpark._check_pool_name(park_put_pool.name);
@@ -19,34 +20,45 @@ begin
   perform pgpark._lock_entrance(0, alone => true);  -- one pool is made, changed or dropped at a time
   select p.* into before from pool p where p.name = park_put_pool.name;
   if not found then
-    perform pgpark._create_queue(park_put_pool.name, after_.queue_type, after_.queue_name);
+    perform pgpark._create_queue(after_);
+    perform pgpark._create_storage(after_);
     after_.pool_id := nextval('pgpark.pool_pool_id_seq')::int;
     after_.state := 'active';
     after_.created_at := pgpark._now();
     insert into pool overriding system value select after_.*;
     perform pgpark._put_tenants(after_);
     perform pgpark._deal_places(after_, after_.created_at);
+    perform pgpark._remember(after_);
     return 'created';
   end if;
 
-  if (before.queue_type, before.queue_name) <> (after_.queue_type, after_.queue_name) then
-    raise exception 'pools.%.queue: a pool keeps the queue it was made with (% %), this version cannot move it to % %',
-                    park_put_pool.name, before.queue_type, before.queue_name, after_.queue_type, after_.queue_name
-      using errcode = '22023', hint = 'Leave queue as it was, or drop the pool and make it anew.';
-  end if;
   after_.pool_id := before.pool_id;
   after_.state := before.state;
   after_.created_at := before.created_at;
-  if before = after_ then
+  if pgpark._settings(before) = pgpark._settings(after_) then
+    update pool p set config = after_.config where p.pool_id = before.pool_id and p.config <> after_.config;
     return 'unchanged';
   end if;
+  perform pgpark._create_storage(after_);
+  if before.mailbox_ttl_secs is distinct from after_.mailbox_ttl_secs then
+    update mailbox m
+    set purge_at = m.created_at + pgpark._secs(after_.mailbox_ttl_secs)
+    where m.pool_id = before.pool_id;
+  end if;
+
+  moved := (before.queue_type, before.queue_name) <> (after_.queue_type, after_.queue_name);
   retenanted := before.fairness <> after_.fairness
                 or before.config -> 'tenants' is distinct from after_.config -> 'tenants';
-  if retenanted or after_.max_units < before.max_units
+  if retenanted or moved or after_.max_units < before.max_units
      or before.max_queue_depth is distinct from after_.max_queue_depth then
     perform pgpark._lock_entrance(before.pool_id, alone => true);
   end if;
   perform pgpark._lock_pool(park_put_pool.name);
+  if moved then
+    -- Whoever ends a task holds its row before looking up the queue, and finds the new one after us.
+    perform from task t where t.pool_id = before.pool_id order by t.task_id for update;
+    perform pgpark._move_queue(before, after_);
+  end if;
   update pool p
   set max_units = after_.max_units,
       max_queue_depth = after_.max_queue_depth,
@@ -66,6 +78,10 @@ begin
       max_backoff_secs = after_.max_backoff_secs,
       archive = after_.archive,
       mailbox_ttl_secs = after_.mailbox_ttl_secs,
+      mailbox_type = after_.mailbox_type,
+      mailbox_table = after_.mailbox_table,
+      queue_type = after_.queue_type,
+      queue_name = after_.queue_name,
       cost_model = after_.cost_model,
       config = after_.config
   where p.pool_id = before.pool_id;
@@ -87,6 +103,7 @@ begin
   if before.max_queue_depth is distinct from after_.max_queue_depth then
     perform pgpark._deal_places(after_, pgpark._now());
   end if;
+  perform pgpark._remember(after_);
   perform pgpark._wake(park_put_pool.name);
   return 'changed';
 end
@@ -95,8 +112,42 @@ $$;
 comment on function pgpark.park_put_pool is
 'Creates or changes a pool. config: an object as in the config file; only max_units (units, at least 1) is required, and
 a key that is left out has its default. Returns created, changed or unchanged. After a shrink nothing starts until the
-running tasks fit again, and waiting tasks that can never fit are dropped (reason too_large).
-Errors: 22023 (names the key), 42710 (a pgmq queue of that name exists already), 25001.';
+running tasks fit again, and waiting tasks that can never fit are dropped (reason too_large). With another queue the
+payloads move there, those of running and of archived tasks too, in this transaction; with another mailbox storage
+outcomes stay where they landed and are found all the same. Another mailbox.ttl_secs holds for the outcomes there are.
+Errors: 22023 (names the key), 42710 (a queue or table of that name exists already), 25001.';
+
+create or replace function pgpark.park_plan_pool(name text, config jsonb)
+returns table (key text, before jsonb, after jsonb)
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  present pgpark.pool;
+  planned pgpark.pool;
+begin
+  perform pgpark._check_pool_name(park_plan_pool.name);
+  perform pgpark._check_config(park_plan_pool.name, park_plan_pool.config);
+  planned := pgpark._configured(park_plan_pool.name, park_plan_pool.config);
+  select p.* into present from pool p where p.name = park_plan_pool.name;
+  if present.name is null or pgpark._messages(present) <> pgpark._messages(planned) then
+    perform pgpark._check_queue(planned);
+  end if;
+  perform pgpark._check_storage(planned);
+  return query
+  select key, b.value, a.value
+  from pgpark._leaves(pgpark._settings(planned)) a
+  full join pgpark._leaves(case when present.name is not null then pgpark._settings(present) end) b using (key)
+  where coalesce(a.value, 'null') is distinct from coalesce(b.value, 'null')
+  order by 1;
+end
+$$;
+
+comment on function pgpark.park_plan_pool is
+'What park_put_pool would change: a row for each setting that would be another one, as the dotted key, before and after
+(before is null for a pool that is not there yet, and for what was not set). Changes nothing. Errors: 22023, 42710, as
+park_put_pool.';
 
 create or replace function pgpark.park_set_pool_state(name text, state text) returns void
 language plpgsql
@@ -154,8 +205,9 @@ begin
   delete from tenant n where n.pool_id = lot.pool_id;
   delete from tenant_service s where s.pool_id = lot.pool_id;
   delete from place p where p.pool_id = lot.pool_id;
+  delete from memory m where m.pool_id = lot.pool_id;
   delete from pool p where p.pool_id = lot.pool_id;
-  perform pgmq.drop_queue(lot.queue_name);
+  perform pgpark._drop_queue(lot);
 end
 $$;
 
@@ -171,19 +223,7 @@ as $$
 #variable_conflict use_column
 begin
   return query
-  select p.name, p.state, p.config,
-         jsonb_build_object(
-           'max_units', p.max_units, 'max_queue_depth', p.max_queue_depth,
-           'default_timeout_secs', p.default_timeout_secs, 'resource_kind', p.resource_kind,
-           'max_bypass', p.max_bypass, 'overflow', p.overflow, 'fairness', p.fairness,
-           'tenants', pgpark._tenants(p.pool_id), 'lease_secs', p.lease_secs,
-           'run_timeout_secs', p.run_timeout_secs, 'scheduling_slack_secs', p.scheduling_slack_secs,
-           'retry', jsonb_build_object(
-             'max_attempts', p.max_attempts, 'max_losses', p.max_losses, 'backoff_secs', p.backoff_secs,
-             'backoff_factor', p.backoff_factor, 'max_backoff_secs', p.max_backoff_secs),
-           'archive', p.archive, 'mailbox', jsonb_build_object('ttl_secs', p.mailbox_ttl_secs),
-           'cost_model', p.cost_model, 'queue', jsonb_build_object('type', p.queue_type, 'queue_name', p.queue_name)),
-         p.created_at
+  select p.name, p.state, p.config, pgpark._settings(p), p.created_at
   from pgpark._pools(park_pools.pool) p
   order by p.name;
 end
@@ -205,20 +245,6 @@ begin
 end
 $$;
 
--- The tenants of a pool as a config has them, defaults filled in.
-create or replace function pgpark._tenants(pool_id int) returns jsonb
-language plpgsql stable
-set search_path = pgpark, pg_temp
-as $$
-#variable_conflict use_column
-begin
-  return (
-    select coalesce(jsonb_object_agg(n.tenant, jsonb_build_object('weight', n.weight, 'max_units', n.max_units)), '{}')
-    from tenant n
-    where n.pool_id = _tenants.pool_id);
-end
-$$;
-
 -- Writes the tenants of a checked config. Returns those whose weight is another one than before.
 create or replace function pgpark._put_tenants(lot pgpark.pool) returns text[]
 language plpgsql
@@ -226,19 +252,15 @@ set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  before jsonb := pgpark._tenants(lot.pool_id);
-  after_ jsonb;
+  reweighted text[];
 begin
+  select array_agg(tenant order by tenant) into reweighted
+  from (select n.tenant, n.weight from tenant n where n.pool_id = lot.pool_id) b
+  full join pgpark._tenants(lot.config) a using (tenant)
+  where coalesce(b.weight, 1) <> coalesce(a.weight, 1);
   delete from tenant n where n.pool_id = lot.pool_id;
   insert into tenant (pool_id, tenant, weight, max_units)
-  select lot.pool_id, e.key, coalesce(e.value ->> 'weight', '1')::double precision,
-         (e.value ->> 'max_units')::numeric::int
-  from jsonb_each(nullif(lot.config -> 'tenants', 'null')) e
-  where e.value <> 'null';
-  after_ := pgpark._tenants(lot.pool_id);
-  return array(
-    select k.tenant
-    from (select jsonb_object_keys(before) union select jsonb_object_keys(after_)) k (tenant)
-    where coalesce(before #>> array[k.tenant, 'weight'], '1') <> coalesce(after_ #>> array[k.tenant, 'weight'], '1'));
+  select lot.pool_id, a.tenant, a.weight, a.max_units from pgpark._tenants(lot.config) a;
+  return coalesce(reweighted, '{}');
 end
 $$;

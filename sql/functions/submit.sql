@@ -333,22 +333,18 @@ declare
   msg_ids bigint[];
   tags double precision[];
 begin
-  -- vt = infinity: no other consumer of the queue can read a task past the capacity check.
-  msg_ids := array(
-    select pgmq.send_batch(
-      lot.queue_name,
-      array(
-        select jsonb_build_object(
-                 'metadata', jsonb_strip_nulls(jsonb_build_object(
-                   'task_id', d.task_id, 'pool', lot.name, 'priority', d.priority, 'units', d.units,
-                   'tenant', d.tenant, 'user_id', d.user_id, 'session_id', d.session_id, 'deadline', due[d.nth],
-                   'run_at', d.run_at, 'created_at', now_)),
-                 'payload', d.payload)
-        from unnest(drafts) with ordinality as d (ord, task_id, payload, priority, units, deadline, tenant, user_id,
-                                                  session_id, run_at, idempotency_key, nth)
-        order by d.nth),
-      null,
-      timestamptz 'infinity'));
+  msg_ids := pgpark._send(
+    lot,
+    array(
+      select jsonb_build_object(
+               'metadata', jsonb_strip_nulls(jsonb_build_object(
+                 'task_id', d.task_id, 'pool', lot.name, 'priority', d.priority, 'units', d.units,
+                 'tenant', d.tenant, 'user_id', d.user_id, 'session_id', d.session_id, 'deadline', due[d.nth],
+                 'run_at', d.run_at, 'created_at', now_)),
+               'payload', d.payload)
+      from unnest(drafts) with ordinality as d (ord, task_id, payload, priority, units, deadline, tenant, user_id,
+                                                session_id, run_at, idempotency_key, nth)
+      order by d.nth));
 
   if lot.fairness = 'tenant' then
     perform pgpark._lock_tenants(lot.pool_id, array(select coalesce(d.tenant, '') from unnest(drafts) d));

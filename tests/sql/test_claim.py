@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import Database
 
+pytestmark = pytest.mark.every_backend
+
 
 def test_tasks_start_by_priority_then_by_submission(db: Database) -> None:
     db.pool()
@@ -156,7 +158,7 @@ def test_what_starts_in_each_state(db: Database, state: str, starts: int) -> Non
 def test_a_deleted_message_ends_its_task_and_claiming_goes_on(db: Database) -> None:
     db.pool(max_units=2)
     lost, fine = db.parked(units=2), db.parked(units=2)
-    db.rows("select pgmq.delete('gpu', (select msg_id from pgpark.task where task_id = %s))", lost)
+    db.lose(lost)
     assert db.claimed() == [fine], "in the same claim, with the units that the lost one would have taken"
     assert db.outcome(lost) == ("dropped", "payload lost")
 
@@ -164,7 +166,7 @@ def test_a_deleted_message_ends_its_task_and_claiming_goes_on(db: Database) -> N
 def test_a_purged_queue_ends_all_its_tasks(db: Database) -> None:
     db.pool()
     tasks = [db.parked() for _ in range(5)]
-    db.rows("select pgmq.purge_queue('gpu')")
+    db.lose(*tasks)
     assert db.claimed(max_tasks=2) == []
     assert {db.outcome(task) for task in tasks} == {("dropped", "payload lost")}
 
@@ -198,7 +200,8 @@ def test_tasks_past_their_deadline_in_front_do_not_hide_the_rest(db: Database) -
 def test_a_message_of_another_task_is_never_handed_out(db: Database) -> None:
     db.pool()
     mine, other = db.parked(payload="mine", tenant="a"), db.parked(payload="secret", tenant="b")
-    db.rows("update pgpark.task set msg_id = (select max(msg_id) from pgmq.q_gpu) where task_id = %s returning 1", mine)
+    last = db.value(f"select max(msg_id) from {db.messages()}")
+    db.rows("update pgpark.task set msg_id = %s where task_id = %s returning 1", last, mine)
     assert [(row["task_id"], row["payload"]) for row in db.claim()] == [(other, "secret")]
     assert db.outcome(mine) == ("dropped", "payload lost")
 

@@ -10,6 +10,8 @@ from psycopg.types.json import Jsonb
 
 from tests.conftest import Database
 
+pytestmark = pytest.mark.every_backend
+
 
 def finish_many(db: Database, outcomes: Any) -> list[tuple[int, bool]]:
     rows = db.rows("select * from pgpark.park_finish_many(%s)", Jsonb(outcomes))
@@ -29,7 +31,7 @@ def test_finish_frees_the_units_and_leaves_the_result(db: Database) -> None:
     assert db.stats()["used_units"] == 0
     (message,) = db.rows("select * from pgpark.park_result(%s)", task)
     assert (message["status"], message["payload"]) == ("completed", {"answer": 42})
-    assert db.value("select count(*) from pgmq.q_gpu") == 0
+    assert db.value(f"select count(*) from {db.messages()}") == 0
 
 
 def test_a_second_finish_changes_nothing(db: Database) -> None:
@@ -59,12 +61,12 @@ def test_a_parked_task_cannot_be_finished(db: Database) -> None:
     assert not db.finish(task, attempt=1)
 
 
-def test_archived_pools_keep_the_message_in_pgmqs_archive(db: Database) -> None:
+def test_archived_pools_keep_the_message(db: Database) -> None:
     db.pool(archive=True)
     task = running(db, payload={"x": 1})
     db.finish(task)
-    assert db.value("select message -> 'payload' from pgmq.a_gpu") == {"x": 1}
-    assert db.value("select count(*) from pgmq.q_gpu") == 0
+    assert db.value(f"select message -> 'payload' from {db.archive()}") == {"x": 1}
+    assert db.value(f"select count(*) from {db.messages()}") == 0
 
 
 def test_a_batch_is_answered_row_by_row_in_order(db: Database) -> None:
@@ -92,8 +94,8 @@ def test_a_batch_may_span_pools(db: Database) -> None:
         (one, True),
         (two, True),
     ]
-    assert db.value("select count(*) from pgmq.a_a") == 0
-    assert db.value("select count(*) from pgmq.a_b") == 1
+    assert db.value(f"select count(*) from {db.archive('a')}") == 0
+    assert db.value(f"select count(*) from {db.archive('b')}") == 1
 
 
 @pytest.mark.parametrize(

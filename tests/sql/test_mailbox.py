@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import Database
 
+pytestmark = pytest.mark.every_backend
+
 
 def ended(db: Database, result: Any = None, **address: Any) -> int:
     task = db.parked(**address)

@@ -31,7 +31,7 @@ def test_only_max_units_is_required_and_the_rest_has_defaults(db: Database) -> N
         "scheduling_slack_secs": 0,
         "retry": {"max_attempts": 1, "max_losses": 3, "backoff_secs": 1, "backoff_factor": 2, "max_backoff_secs": 300},
         "archive": False,
-        "mailbox": {"ttl_secs": None},
+        "mailbox": {"ttl_secs": None, "storage": {"type": "postgres", "table": "mailbox_messages"}},
         "cost_model": None,
         "queue": {"type": "postgres_pgmq", "queue_name": "gpu"},
     }
@@ -52,7 +52,7 @@ def test_every_setting_of_the_config_is_kept(db: Database) -> None:
         "scheduling_slack_secs": 0.5,
         "retry": {"max_attempts": 4, "max_losses": 5, "backoff_secs": 2, "backoff_factor": 3, "max_backoff_secs": 99},
         "archive": True,
-        "mailbox": {"ttl_secs": 86400},
+        "mailbox": {"ttl_secs": 86400, "storage": {"type": "postgres", "table": "answers"}},
         "cost_model": {"model_vram_gb": 4.7, "kv_per_token_mb": 0.125, "max_batch_tokens": 8192},
         "queue": {"type": "postgres_pgmq", "queue_name": "llm"},
     }
@@ -125,7 +125,10 @@ def test_a_task_that_comes_back_to_a_shrunk_pool_does_not_block_it(db: Database)
         ({"max_units": 1.5}, "pools.gpu.max_units must be a whole number from 1 to 1000000000, not 1.5"),
         ({"max_units": "24"}, 'pools.gpu.max_units must be a whole number from 1 to 1000000000, not "24"'),
         ({"max_units": 1e12}, "pools.gpu.max_units must be a whole number"),
-        ({"max_units": 1, "max_unit": 2}, "pools.gpu.max_unit is no key of a pool; here belong: max_units, "),
+        (
+            {"max_units": 1, "max_unit": 2},
+            "pools.gpu.max_unit is no key of a pool (did you mean max_units?); here belong: max_units, ",
+        ),
         ({"max_units": 1, "retry": {"attempts": 2}}, "pools.gpu.retry.attempts is no key of a pool; here belong: "),
         ({"max_units": 1, "retry": 5}, "pools.gpu.retry must be an object, not 5"),
         ({"max_units": 1, "lease_secs": 0}, "pools.gpu.lease_secs must be a number from 0.1 to 1000000000, not 0"),
@@ -139,14 +142,38 @@ def test_a_task_that_comes_back_to_a_shrunk_pool_does_not_block_it(db: Database)
         ({"max_units": 1, "tenants": {"a": {"max_units": 0}}}, "pools.gpu.tenants.a.max_units must be a whole number"),
         (
             {"max_units": 1, "tenants": {"a.b": {"wieght": 2}}},
-            "pools.gpu.tenants.a.b.wieght is no key of a pool; here belong: tenants.*.weight, tenants.*.max_units",
+            "pools.gpu.tenants.a.b.wieght is no key of a pool (did you mean weight?); here belong: weight, max_units",
         ),
         (
             {"max_units": 1, "tenants": {"é" * 128: {}}},
             f"pools.gpu.tenants.{'é' * 128} is too long a name; a tenant takes at most 255 bytes",
         ),
         ({"max_units": 1, "queue": {"type": "kafka"}}, "pools.gpu.queue.type must be one of in_memory, postgres_"),
-        ({"max_units": 1, "queue": {"type": "yaque"}}, 'pools.gpu.queue.type "yaque" is not available in this'),
+        (
+            {"max_units": 1, "queue": {"table": "t"}},
+            "pools.gpu.queue.table goes with the type postgres_custom, not with",
+        ),
+        (
+            {"max_units": 1, "queue": {"type": "yaque", "queue_name": "q"}},
+            "pools.gpu.queue.queue_name goes with the type in_memory or postgres_pgmq, not with yaque",
+        ),
+        (
+            {"max_units": 1, "queue": {"type": "postgres_custom", "table": "No"}},
+            "pools.gpu.queue.table must be a table name (1 to 63 lower-case letters, digits and _, no digit first)",
+        ),
+        (
+            {"max_units": 1, "mailbox": {"storage": {"type": "in_memory", "table": "t"}}},
+            "pools.gpu.mailbox.storage.table goes with the type postgres, not with in_memory",
+        ),
+        ({"max_units": 1, "mailbox": {"notifier": {}}}, "pools.gpu.mailbox.notifier.base_url is missing"),
+        (
+            {"max_units": 1, "mailbox": {"notifier": {"base_url": "https://user:hidden@example.com"}}},
+            "pools.gpu.mailbox.notifier.base_url must be a URL such as https://gateway.example.com/hooks, without",
+        ),
+        (
+            {"max_units": 1, "mailbox": {"notifier": {"base_url": "http://a", "auth_header": "a\nb"}}},
+            "pools.gpu.mailbox.notifier.auth_header must be a text on one line, not this one",
+        ),
         (
             {"max_units": 1, "queue": {"queue_name": "No Good"}},
             "pools.gpu.queue.queue_name must be a name that pgmq can take (1 to 47 lower-case letters, digits and _), "
@@ -194,18 +221,6 @@ def test_two_pools_cannot_share_a_queue(db: Database) -> None:
     db.pool("a")
     with pytest.raises(psycopg.errors.DuplicateObject):
         db.pool("b", queue={"type": "postgres_pgmq", "queue_name": "a"})
-
-
-def test_a_pool_keeps_the_queue_it_was_made_with(db: Database) -> None:
-    db.pool()
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="a pool keeps the queue it was made with"):
-        db.pool(queue={"type": "postgres_pgmq", "queue_name": "other"})
-
-
-def test_an_in_memory_pool_keeps_its_payloads_in_an_unlogged_queue(db: Database) -> None:
-    db.pool(queue={"type": "in_memory"})
-    assert db.value("select relpersistence::text from pg_class where oid = 'pgmq.q_gpu'::regclass") == "u"
-    assert db.claimed() == [] and db.parked() and len(db.claimed()) == 1
 
 
 @pytest.mark.parametrize("state", ["on", "", None])

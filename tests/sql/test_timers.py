@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import Database
 
+pytestmark = pytest.mark.every_backend
+
 
 @pytest.fixture
 def frozen(db: Database) -> Database:
