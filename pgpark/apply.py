@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import psycopg
@@ -22,7 +22,7 @@ Result: TypeAlias = Literal["created", "changed", "unchanged"]
 HIDDEN = "(secret)"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Applied:
     """What became of a pool, or would: where it lives, and the settings that change. Secrets are hidden."""
 
@@ -41,7 +41,7 @@ def apply(config: Config, given: Place, *, dry_run: bool = False) -> list[Applie
     where = config.places(given)
     with contextlib.ExitStack() as stack:
         dsns = {place: stack.enter_context(served(config, where, place)) for place in ordered(where)}
-        return reconcile(config, where, dsns, do=() if dry_run else ("created", "changed"))
+        return reconcile(config, where, dsns, create=not dry_run, change=not dry_run)
 
 
 def ordered(where: Mapping[str, Place]) -> list[Place]:
@@ -59,9 +59,9 @@ def served(config: Config, where: Mapping[str, Place], place: Place) -> Iterator
 
 
 def reconcile(
-    config: Config, where: Mapping[str, Place], dsns: Mapping[Place, str], *, do: Iterable[Result]
+    config: Config, where: Mapping[str, Place], dsns: Mapping[Place, str], *, create: bool, change: bool
 ) -> list[Applied]:
-    """Compares every pool with its database, and puts those that would be `created` or `changed`, as `do` says.
+    """Compares every pool with its database; puts those that are not there if `create`, those that are if `change`.
 
     All pools are checked before the first is put. Each database changes in one transaction; these are committed
     one after the other once everything has succeeded. Raises the errors of `apply`.
@@ -72,20 +72,21 @@ def reconcile(
             with _pools_named(config, where, place):
                 connections[place] = stack.enter_context(contextlib.closing(connect(dsn)))
                 require_migrated(connections[place])
-        return _reconcile(config, where, connections, do)
+        return _reconcile(config, where, connections, create, change)
 
 
 def _reconcile(
-    config: Config, where: Mapping[str, Place], connections: Mapping[Place, Connection], do: Iterable[Result]
+    config: Config, where: Mapping[str, Place], connections: Mapping[Place, Connection], create: bool, change: bool
 ) -> list[Applied]:
     databases = _databases(connections)
     for connection in set(databases.values()):
         connection.execute("begin isolation level read committed")
     planned = {name: _planned(config, name, place, databases[place]) for name, place in where.items()}
     for name in sorted(planned):
-        if planned[name].result in do:
-            with _file_named(config):
-                calls.run_on(databases[where[name]], calls.put_pool(name, config.sql_config(name)))
+        if create if planned[name].result == "created" else change:
+            with _file_named(config):  # also where no setting differs: the config itself is kept too
+                word = calls.run_on(databases[where[name]], calls.put_pool(name, config.sql_config(name)))
+            planned[name] = dataclasses.replace(planned[name], result=word)
     _commit(config, databases)
     return list(planned.values())
 

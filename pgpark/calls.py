@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from psycopg import AsyncConnection, Connection, sql
 from psycopg import Error as PsycopgError
@@ -242,9 +242,9 @@ def maintain(pool: str | None = None) -> Call[Maintained]:
     return Call(statement, {"pool": pool}, _one(Maintained))
 
 
-def put_pool(name: str, config: Mapping[str, Any]) -> Call[str]:
+def put_pool(name: str, config: Mapping[str, Any]) -> Call[Literal["created", "changed", "unchanged"]]:
     """Creates or changes a pool: `created`, `changed` or `unchanged`."""
-    return _call("park_put_pool", _value("park_put_pool"), name=name, config=Jsonb(dict(config)))
+    return _call("park_put_pool", _value("park_put_pool"), name=name, config=Jsonb(config))
 
 
 def plan_pool(name: str, config: Mapping[str, Any]) -> Call[list[PlannedChange]]:

@@ -235,7 +235,7 @@ def _pools(value: Any, file: str) -> dict[str, Any]:
 
 def _nearest(word: str, others: Any) -> str:
     near = difflib.get_close_matches(word.lower(), others, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

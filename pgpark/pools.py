@@ -194,7 +194,7 @@ def _open(
     where = config.places(given)
     stack = opened.stack
     dsns = {place: stack.enter_context(served(config, where, place)) for place in ordered(where)}
-    for pool in reconcile(config, where, dsns, do=("created", "changed") if apply else ("created",)):
+    for pool in reconcile(config, where, dsns, create=True, change=apply):
         _report(config, pool, apply)
     databases = {
         place: Database(dsn, connections(dsn), stack.enter_context(listening(dsn)), opened)

@@ -71,7 +71,7 @@ def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("c.json", '{"pools": {"a": {}, "a": {}}}', "c.json: pools.a is given twice"),
         ("c.json", '{"pools": {"a": {"queue": {"type": "x", "type": "y"}}}}', "c.json: pools.a.queue.type is given tw"),
         ("c.json", '{"pools": {}, "pools": {}}', "c.json: pools is given twice"),
-        ("c.json", '{"pool": {"a": {}}}', "c.json: pool is no key of this file; did you mean pools?"),
+        ("c.json", '{"pool": {"a": {}}}', "c.json: pool is no key of this file (did you mean pools?)"),
         ("c.json", "[]", 'c.json: must be an object such as {"pools"'),
         ("c.json", "{}", 'c.json: must be an object such as {"pools"'),
         ("c.json", '{"$schema": "x"}', "c.json: pools is missing"),

@@ -61,7 +61,6 @@ def embedded(tmp_path: Path) -> Iterator[Database]:
     with EmbeddedServer(tmp_path / "data" / "queues").use() as dsn:
         database = Database(dsn)
         migrate(database.connection)
-        database.connection.execute("alter table pgpark.pool drop constraint if exists pool_queue_type_check")
         yield database
         database.connection.close()
 
@@ -119,7 +118,7 @@ def test_the_users_file_works_unchanged_on_a_server_and_on_an_embedded_one(
     )
     unknown = pgpark("submit", "tauri_llm", "1", *file)
     assert unknown.err == (
-        "pgpark: scheduler-config.json: there is no pool 'tauri_llm'; did you mean tauri_local_llm?; "
+        "pgpark: scheduler-config.json: there is no pool 'tauri_llm' (did you mean tauri_local_llm?); "
         "there are llm_inference, tauri_local_llm\n"
     )
 
@@ -166,6 +165,13 @@ def test_a_change_is_printed_setting_by_setting(pgpark: Pgpark, db: Database) ->
     assert {"key": "max_units", "before": 24, "after": 30} in gpu["changes"]
     assert db.stats("gpu")["max_units"] == 30
     assert db.stats("other")["max_units"] == 24, "a pool that the file does not name is left alone"
+
+
+def test_what_is_no_setting_of_the_pool_itself_is_applied_too(pgpark: Pgpark, db: Database) -> None:
+    notifier = {"type": "http", "base_url": "https://x.example.com"}
+    for pool in ({"max_units": 24}, {"max_units": 24, "mailbox": {"notifier": notifier}}, {"max_units": 24}):
+        assert pgpark("apply", write({"gpu": pool})).code == 0
+        assert db.value("select config from pgpark.pool") == pool
 
 
 def test_nothing_is_applied_when_the_second_pool_is_wrong(pgpark: Pgpark, db: Database) -> None:
@@ -218,9 +224,9 @@ def test_a_password_is_not_shown(pgpark: Pgpark, db: Database) -> None:
         ({"max_units": 0}, "max_units must be a whole number from 1 to 1000000000, not 0"),
         ({"max_units": True}, "max_units must be a whole number from 1 to 1000000000, not true"),
         ({}, "max_units is missing"),
-        ({"max_units": 1, "max_queue_dept": 1}, "max_queue_dept is no key of a pool; did you mean max_queue_depth?"),
+        ({"max_units": 1, "max_queue_dept": 1}, "max_queue_dept is no key of a pool (did you mean max_queue_depth?)"),
         ({"max_units": 1, "queue": {"type": "pgmq"}}, "queue.type must be one of in_memory, postgres_custom, postgres"),
-        ({"max_units": 1, "queue": {"typ": "yaque"}}, "queue.typ is no key of a pool; did you mean type?"),
+        ({"max_units": 1, "queue": {"typ": "yaque"}}, "queue.typ is no key of a pool (did you mean type?)"),
         ({"max_units": 1, "queue": {"type": "yaque", "path": 5}}, "queue.path must be a text on one line"),
         ({"max_units": 1, "database": 5}, "database must be a text on one line"),
         ({"max_units": "${NO_SUCH}"}, "max_units needs the variable NO_SUCH, which is not set"),
