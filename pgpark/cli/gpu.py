@@ -119,8 +119,8 @@ def _advise(cards: list[Card], utilization: float) -> None:
         messages.print(
             "A pool for each card, because a unit of one is no use on another: run a worker for each, such as"
             f" CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={first} pgpark worker gpu{first} ..., and submit to"
-            " the pool whose card should do it. A model that spans several cards is one pool: give it the share of one card"
-            " (weights_gb and num_key_value_heads divided by the cards, an MLA latent as it is).",
+            " the pool whose card should do it. A model that spans several cards is one pool, with the share of one"
+            " card: weights_gb and num_key_value_heads divided by the cards, an MLA latent as it is.",
             soft_wrap=True,
         )
 
