@@ -50,8 +50,8 @@ begin
   end if;
   return query
   select r.token_bytes, u.units::int,
-         case when u.units * r.unit_bytes <= r.fixed_bytes then 0
-              else div(u.units * r.unit_bytes - r.fixed_bytes, nullif(r.token_bytes, 0) * r.block_tokens) * r.block_tokens
+         case when u.units is not null and r.token_bytes > 0 then
+           div(greatest(0, u.units * r.unit_bytes - r.fixed_bytes), r.token_bytes * r.block_tokens) * r.block_tokens
          end::bigint
   from pgpark._llm_rate(park_llm_capacity.cost_model) r
   cross join lateral (select div(r.room_bytes, r.unit_bytes) as units) u;
