@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 from pydantic import ValidationError
 
-from pgpark import Client, calls
+from pgpark import Client, calls, cli
 from pgpark.costs import LlmCostModel
 from pgpark.errors import BadInputError
 from tests.conftest import Database
@@ -306,3 +306,53 @@ def test_json_of_a_pool_is_read_back_as_the_same_model(db: Database) -> None:
     model = LlmCostModel.from_hf_config(DEEPSEEK_V3, weights_gb=642.3, gpu_memory_utilization=0.95)
     db.rows("select pgpark.park_put_pool('gpu', %s)", Jsonb({"max_units": 9, "cost_model": model.to_config()}))
     assert LlmCostModel.from_config(db.value("select config -> 'cost_model' from pgpark.park_pools('gpu')")) == model
+
+
+@pytest.fixture
+def submit(db: Database, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs `pgpark submit gpu`; returns exit code, standard output, standard error."""
+    monkeypatch.setenv("PGPARK_DSN", db.dsn)
+    db.pool(max_units=2048, cost_model={"num_hidden_layers": 32, "num_key_value_heads": 8, "head_dim": 128})
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        return cli.run(["submit", "gpu", *arguments]), *capfd.readouterr()
+
+    return run
+
+
+def test_the_command_submits_by_tokens(submit: Any, db: Database, tmp_path: Path) -> None:
+    _, out, _ = submit("1", "--prompt-tokens", "1000", "--max-tokens", "24")
+    assert db.status(int(out))["units"] == 128
+    (tmp_path / "tasks").write_text(
+        '{"payload": 1, "prompt_tokens": 16, "max_tokens": 0}\n{"payload": 2, "units": 3}\n'
+        '{"payload": 3, "prompt_tokens": 0, "max_tokens": 20000}\n'
+    )
+    code, out, err = submit("--file", str(tmp_path / "tasks"))
+    assert [db.status(int(task))["units"] for task in out.split()] == [2, 3]
+    assert (code, err) == (1, "2 accepted, 1 refused (1 too_large)\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt-tokens", "1"], "pgpark: prompt_tokens and max_tokens go together\n"),
+        (["--prompt-tokens", "1", "--max-tokens", "1", "--units", "1"], "pgpark: give units, or prompt_tokens and"),
+        (
+            ["--prompt-tokens", "-1", "--max-tokens", "1"],
+            "pgpark submit: Invalid value for '--prompt-tokens': -1 is not",
+        ),
+        (["--prompt-tokens", "1", "--max-tokens", "2147483648"], "pgpark submit: Invalid value for '--max-tokens'"),
+    ],
+)
+def test_a_submit_by_wrong_tokens_is_one_line(submit: Any, db: Database, arguments: list[str], message: str) -> None:
+    code, out, err = submit("1", *arguments)
+    assert (code, out) == (2, "") and err.startswith(message) and err.count("\n") == 1
+    assert db.stats()["parked"] == 0
+
+
+def test_a_bad_line_of_tokens_is_named_by_its_number(submit: Any, db: Database, tmp_path: Path) -> None:
+    (tmp_path / "tasks").write_text('{"payload": 1}\n\n{"payload": 1, "prompt_tokens": 1}\n')
+    code, _, err = submit("--file", str(tmp_path / "tasks"))
+    assert (code, db.stats()["parked"]) == (2, 0)
+    assert "tasks line 3: prompt_tokens and max_tokens go together, and max_tokens is missing; nothing was" in err
