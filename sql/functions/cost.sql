@@ -13,8 +13,13 @@ create or replace function pgpark.park_llm_units(pool text, prompt_tokens int, m
 language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
+declare
+  lot pgpark.pool := pgpark._pool(park_llm_units.pool);
+  rate record;
 begin
-  return pgpark._llm_units(pgpark._pool(park_llm_units.pool), prompt_tokens, max_tokens, null);
+  select r.* into rate from pgpark._llm_rate(lot.cost_model) r;
+  return pgpark._llm_charge(lot.name, rate.fixed_bytes, rate.token_bytes, rate.block_tokens, rate.most_tokens,
+                            rate.unit_bytes, prompt_tokens, max_tokens, null);
 end
 $$;
 
@@ -67,18 +72,22 @@ floor((gpu_vram_total_gb * gpu_memory_utilization - weights_gb - gpu_overhead_gb
 num_hidden_layers * (kv_lora_rank + qk_rope_head_dim) * kv_bytes.
 Errors: 22023 (names the key; also where the card has no room for a unit).';
 
--- Units of one request in this pool. position: the element of park_submit_many, null for a single one.
-create or replace function pgpark._llm_units(lot pgpark.pool, prompt_tokens int, max_tokens int, "position" int)
+-- Units of one request by a rate, which a batch looks up once. pool: its name; position: the element of
+-- park_submit_many, null for a single one.
+create or replace function pgpark._llm_charge(
+  pool text, fixed_bytes numeric, token_bytes numeric, block_tokens numeric, most_tokens numeric, unit_bytes numeric,
+  prompt_tokens int, max_tokens int, "position" int)
 returns int
 language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
-#variable_conflict use_column
 declare
+  tokens numeric;
+  bytes numeric;
   units numeric;
 begin
-  if lot.cost_model is null then
-    raise exception 'pool % has no cost_model', quote_literal(lot.name)
+  if unit_bytes is null then
+    raise exception 'pool % has no cost_model', quote_literal(pool)
       using errcode = '22023',
             hint = 'Give it one with park_put_pool: model_vram_gb, kv_per_token_mb, max_batch_tokens, or '
                    'num_hidden_layers, num_key_value_heads, head_dim, weights_gb.';
@@ -87,21 +96,23 @@ begin
       format('prompt_tokens and max_tokens must be whole numbers of at least 0, not %s and %s',
              coalesce(prompt_tokens::text, 'NULL'), coalesce(max_tokens::text, 'NULL')), "position");
   end if;
-  select greatest(1, div(c.bytes, r.unit_bytes) + (c.bytes % r.unit_bytes > 0)::int) into units
-  from pgpark._llm_rate(lot.cost_model) r
-  cross join lateral (select least(prompt_tokens::numeric + max_tokens, r.most_tokens) as tokens) t
-  cross join lateral (
-    select r.fixed_bytes
-           + r.token_bytes * r.block_tokens
-             * (div(t.tokens, r.block_tokens) + (t.tokens % r.block_tokens > 0)::int) as bytes
-  ) c;
+  tokens := least(prompt_tokens::bigint + max_tokens, most_tokens);
+  bytes := fixed_bytes + token_bytes * pgpark._ceil_div(tokens, block_tokens) * block_tokens;
+  units := greatest(1, pgpark._ceil_div(bytes, unit_bytes));
   if units > 2147483647 then
     perform pgpark._refuse_element(
       format('%s tokens would cost %s units, more than any pool can have; look at the cost_model of pool %L',
-             prompt_tokens::bigint + max_tokens, units, lot.name), "position");
+             prompt_tokens::bigint + max_tokens, units, pool), "position");
   end if;
   return units::int;
 end
+$$;
+
+-- The quotient of numbers of at least 0, rounded up. Exact, as "/" is not.
+create or replace function pgpark._ceil_div(amount numeric, by numeric) returns numeric
+language sql immutable
+as $$
+  select div(amount, by) + (amount % by > 0)::int;
 $$;
 
 -- What a checked cost model comes down to: a request holds fixed_bytes, and token_bytes for each of its tokens, which

@@ -58,14 +58,18 @@ as $$
 declare
   lot pgpark.pool := pgpark._enter_pool(park_submit_many.pool);
   drafts pgpark.draft[];
+  rate record;
 begin
   perform pgpark._check_elements(tasks);
+  select r.* into rate from pgpark._llm_rate(lot.cost_model) r;
   drafts := array(
     select row(e.ord, nextval('pgpark.task_task_id_seq'), e.element -> 'payload',
                coalesce(e.element ->> 'priority', 'normal'),
                case when e.element ->> 'prompt_tokens' is null then coalesce((e.element ->> 'units')::numeric::int, 1)
-                    else pgpark._llm_units(lot, (e.element ->> 'prompt_tokens')::numeric::int,
-                                           (e.element ->> 'max_tokens')::numeric::int, e.ord::int) end,
+                    else pgpark._llm_charge(lot.name, rate.fixed_bytes, rate.token_bytes, rate.block_tokens,
+                                            rate.most_tokens, rate.unit_bytes,
+                                            (e.element ->> 'prompt_tokens')::numeric::int,
+                                            (e.element ->> 'max_tokens')::numeric::int, e.ord::int) end,
                (e.element ->> 'deadline')::timestamptz, e.element ->> 'tenant', e.element ->> 'user_id',
                e.element ->> 'session_id', (e.element ->> 'run_at')::timestamptz,
                e.element ->> 'idempotency_key')::pgpark.draft
