@@ -117,7 +117,7 @@ $$;
 
 -- What a checked cost model comes down to: a request holds fixed_bytes, and token_bytes for each of its tokens, which
 -- come in blocks and are at most most_tokens (null: no limit); a unit has unit_bytes; the card has room_bytes for
--- requests (null: not told).
+-- requests (null: not told). No row without a cost model.
 create or replace function pgpark._llm_rate(cost_model jsonb)
 returns table (fixed_bytes numeric, token_bytes numeric, block_tokens numeric, most_tokens numeric, unit_bytes numeric,
                room_bytes numeric)
@@ -142,6 +142,7 @@ as $$
       gpu_overhead_gb numeric, weights_gb numeric, num_hidden_layers numeric, num_key_value_heads numeric,
       head_dim numeric, kv_lora_rank numeric, qk_rope_head_dim numeric, kv_bytes numeric, block_tokens numeric,
       unit_mb numeric, gpu_memory_utilization numeric)
+    where cost_model is not null
   ) m;
 $$;
 
