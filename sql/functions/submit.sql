@@ -82,8 +82,9 @@ $$;
 
 comment on function pgpark.park_submit_many is
 'Submits an array of tasks at once. Each element is an object with the arguments of park_submit as its keys (payload
-is required); prompt_tokens and max_tokens instead of units charge by the pool''s cost_model. Returns one row per element, in order, with the columns of park_submit. A refusal concerns its element
-alone; an error (22023, its DETAIL names the element, counted from 1) leaves all of them unsubmitted.';
+is required); prompt_tokens and max_tokens instead of units charge by the pool''s cost_model. Returns one row per
+element, in order, with the columns of park_submit. A refusal concerns its element alone; an error (22023, its DETAIL
+names the element, counted from 1) leaves all of them unsubmitted.';
 
 -- The pool, with its entrance held open until the transaction ends.
 create or replace function pgpark._enter_pool(name text) returns pgpark.pool
