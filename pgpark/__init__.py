@@ -2,6 +2,7 @@
 
 from pgpark import calls
 from pgpark.client import AsyncClient, Client
+from pgpark.costs import LlmCostModel
 from pgpark.errors import PgparkError
 from pgpark.executors import TaskContext
 from pgpark.models import Message
@@ -14,6 +15,7 @@ __all__ = [
     "AsyncPool",
     "AsyncPools",
     "Client",
+    "LlmCostModel",
     "Message",
     "PgparkError",
     "Pool",

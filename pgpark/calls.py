@@ -16,11 +16,12 @@ from psycopg import Error as PsycopgError
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from pgpark.errors import translated
+from pgpark.errors import BadInputError, translated
 from pgpark.models import (
     Claimed,
     Explained,
     Finished,
+    LlmCapacity,
     Maintained,
     Message,
     PlannedChange,
@@ -78,7 +79,9 @@ def submit(
     payload: Any,
     *,
     priority: str = "normal",
-    units: int = 1,
+    units: int | None = None,
+    prompt_tokens: int | None = None,
+    max_tokens: int | None = None,
     deadline: datetime | str | None = None,
     tenant: str | None = None,
     user_id: str | None = None,
@@ -86,14 +89,25 @@ def submit(
     run_at: datetime | str | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Submitted]:
-    """Submits one task; see park_submit. `units` are slices of the pool; a refusal is returned, not raised."""
+    """Submits one task; see park_submit. A refusal is returned, not raised.
+
+    `units` are slices of the pool (default 1). Instead of them, `prompt_tokens` and `max_tokens` charge by the pool's
+    cost model: park_llm_units, in the same statement. Raises BadInputError for both, or for one of the tokens alone.
+    """
+    charged: int | Call[int] | None = units
+    if prompt_tokens is not None and max_tokens is not None:
+        if units is not None:
+            raise BadInputError("give units, or prompt_tokens and max_tokens, not both")
+        charged = llm_units(pool, prompt_tokens, max_tokens)
+    elif prompt_tokens is not None or max_tokens is not None:
+        raise BadInputError("prompt_tokens and max_tokens go together")
     return _call(
         "park_submit",
         _one(Submitted),
         pool=pool,
         payload=Jsonb(payload),
         priority=priority,
-        units=units,
+        units=charged,
         deadline=deadline,
         tenant=tenant,
         user_id=user_id,
@@ -274,6 +288,11 @@ def llm_units(pool: str, prompt_tokens: int, max_tokens: int) -> Call[int]:
     )
 
 
+def llm_capacity(cost_model: Mapping[str, Any]) -> Call[LlmCapacity]:
+    """What a cost model makes of its card: bytes of KV cache per token, units, and tokens that they hold."""
+    return _call("park_llm_capacity", _one(LlmCapacity), cost_model=Jsonb(dict(cost_model)))
+
+
 # Arguments whose type Postgres cannot see from the value alone.
 _CASTS = {
     "task_id": "bigint",
@@ -295,17 +314,25 @@ _CASTS = {
     "tasks": "jsonb",
     "outcomes": "jsonb",
     "config": "jsonb",
+    "cost_model": "jsonb",
 }
 
 
 def _call(function: str, read: Callable[[Rows], T], **arguments: Any) -> Call[T]:
-    named = sql.SQL(", ").join(
-        sql.SQL("{} => cast({} as {})").format(
-            sql.Identifier(name), sql.Placeholder(name), sql.SQL(_CASTS.get(name, "text"))
-        )
-        for name in arguments
-    )
-    return Call(sql.SQL("select * from {}({})").format(sql.Identifier("pgpark", function), named), arguments, read)
+    """An argument may itself be a call that returns one value; where both have a parameter, it is the same."""
+    parameters: dict[str, Any] = {}
+    named: list[sql.Composed] = []
+    for name, value in arguments.items():
+        given: sql.Composable = sql.Placeholder(name)
+        if isinstance(value, Call):
+            parameters |= value.parameters
+            given = sql.SQL("({})").format(value.statement)
+        else:
+            parameters[name] = value
+        kind = sql.SQL(_CASTS.get(name, "text"))
+        named.append(sql.SQL("{} => cast({} as {})").format(sql.Identifier(name), given, kind))
+    listed = sql.SQL(", ").join(named)
+    return Call(sql.SQL("select * from {}({})").format(sql.Identifier("pgpark", function), listed), parameters, read)
 
 
 def _many(row: type[R]) -> Callable[[Rows], list[R]]:

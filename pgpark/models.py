@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Generic, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -120,6 +121,17 @@ class PlannedChange(Row):
     key: str
     before: Any
     after: Any
+
+
+class LlmCapacity(Row):
+    """What a cost model makes of its card; `max_units` and `max_tokens` are None where it does not tell the card.
+
+    `bytes_per_token`: of KV cache; `max_units`: of a pool on that card; `max_tokens`: whose cache these units hold.
+    """
+
+    bytes_per_token: Decimal
+    max_units: int | None
+    max_tokens: int | None
 
 
 class Maintained(Row):

@@ -21,6 +21,7 @@ import psycopg
 from pgpark import __version__
 from pgpark.cli import config, database, mailbox, pools, show, tasks, work
 from pgpark.cli.demo import demo
+from pgpark.cli.gpu import gpu
 from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line, translated
 
 _EPILOG = (
@@ -77,6 +78,7 @@ for _command in (
     show.explain,
     work.worker,
     work.maintain,
+    gpu,
     demo,
 ):
     cli.add_command(_command)

@@ -19,6 +19,7 @@ from pgpark.errors import BadInputError, UnknownPoolError
 from pgpark.models import Submitted
 
 _BATCH = 500
+_TOKENS = click.IntRange(0, 2_147_483_647)
 
 
 @click.command()
@@ -27,7 +28,9 @@ _BATCH = 500
 @click.option("--file", "file", type=click.File(), help="JSONL file (- for standard input): a task per line.")
 @click.option("--skip-bad", is_flag=True, help="With --file: leave out bad lines instead of refusing the whole file.")
 @click.option("--priority", default="normal", show_default=True, help="low, normal, high or critical.")
-@click.option("--units", default=1, show_default=True, type=int, help="Units of the pool that it holds while it runs.")
+@click.option("--units", type=int, help="Units of the pool that it holds while it runs.  [default: 1]")
+@click.option("--prompt-tokens", type=_TOKENS, help="With --max-tokens: units by the pool's cost_model instead.")
+@click.option("--max-tokens", type=_TOKENS, help="Tokens that may be generated.")
 @click.option("--deadline", help="By when it must have started: 2030-01-31T12:00Z, or +90s, +5m, +2h from now.")
 @click.option("--run-at", help="Not before this time; the same forms.")
 @click.option("--tenant", help="Whose mailbox the outcome goes to.")
@@ -35,14 +38,13 @@ _BATCH = 500
 @click.option("--session", help="The session of that user.")
 @click.option("--key", help="Idempotency key: submitting again with it gets the first task.")
 @database_options
-def submit(
-    settings: Settings, pool: str, payload: str | None, file: Any, skip_bad: bool, **options: str | int | None
-) -> int:
+def submit(settings: Settings, pool: str, payload: str | None, file: Any, skip_bad: bool, **options: Any) -> int:
     """Submit a task with this PAYLOAD (JSON), or all tasks of a --file.
 
     A line of the file is an object: {"payload": ..., "units": 8, "priority": "high", "deadline": ..., "tenant": ...,
-    "user_id": ..., "session_id": ..., "run_at": ..., "idempotency_key": ...}; only payload is required. The file is
-    submitted whole or, if a line is bad, not at all. Exit 1 if a task was refused.
+    "user_id": ..., "session_id": ..., "run_at": ..., "idempotency_key": ...}; only payload is required. Instead of
+    units, "prompt_tokens" and "max_tokens" charge by the pool's cost_model. The file is submitted whole or, if a line
+    is bad, not at all. Exit 1 if a task was refused.
     """
     if (payload is None) == (file is None):
         raise click.UsageError("give either a PAYLOAD or --file")
@@ -62,7 +64,9 @@ def submit(
                 pool,
                 value,
                 priority=str(options["priority"]),
-                units=int(options["units"] or 0),
+                units=options["units"],
+                prompt_tokens=options["prompt_tokens"],
+                max_tokens=options["max_tokens"],
                 deadline=moment(connection, _text(options["deadline"])),
                 run_at=moment(connection, _text(options["run_at"])),
                 tenant=_text(options["tenant"]),

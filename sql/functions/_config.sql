@@ -11,7 +11,8 @@ declare
 begin
   lot.name := _configured.name;
   lot.config := config;
-  lot.max_units := (config ->> 'max_units')::numeric::int;
+  lot.max_units := coalesce((config ->> 'max_units')::numeric::int,
+                            pgpark._llm_max_units(nullif(config -> 'cost_model', 'null')));
   lot.max_queue_depth := (config ->> 'max_queue_depth')::numeric::int;
   lot.default_timeout_secs := (config ->> 'default_timeout_secs')::double precision;
   lot.resource_kind := config ->> 'resource_kind';
@@ -150,7 +151,17 @@ as $$
     ('cost_model.kv_per_token_mb',   'number',  0, null, null),
     ('cost_model.max_batch_tokens',  'integer', 1, null, null),
     ('cost_model.gpu_vram_total_gb', 'number',  0, null, null),
-    ('cost_model.gpu_overhead_gb',   'number',  0, null, null);
+    ('cost_model.gpu_overhead_gb',   'number',  0, null, null),
+    ('cost_model.weights_gb',             'number',  0, null, null),
+    ('cost_model.num_hidden_layers',      'integer', 1, null, null),
+    ('cost_model.num_key_value_heads',    'integer', 1, null, null),
+    ('cost_model.head_dim',               'integer', 1, null, null),
+    ('cost_model.kv_lora_rank',           'integer', 1, null, null),
+    ('cost_model.qk_rope_head_dim',       'integer', 0, null, null),
+    ('cost_model.kv_bytes',               'integer', 1, null, null),
+    ('cost_model.block_tokens',           'integer', 1, null, null),
+    ('cost_model.unit_mb',                'number',  0.001, null, null),
+    ('cost_model.gpu_memory_utilization', 'number',  0.001, null, null);
 $$;
 
 -- Raises 22023 naming the first key that is wrong and what would be right. Secrets are not repeated.
@@ -221,18 +232,16 @@ begin
   select c.* into bad from checked c where c.complaint is not null order by c.shown limit 1;
   if found then
     raise exception 'pools.%.% %', _check_config.name, bad.shown, bad.complaint using errcode = '22023';
-  elsif coalesce(config -> 'max_units', 'null') = 'null' then
+  elsif config ->> 'max_units' is null and config #>> '{cost_model,gpu_vram_total_gb}' is null then
     raise exception 'pools.%.max_units is missing', _check_config.name
       using errcode = '22023', hint = 'How many units may be in use at once, for example {"max_units": 24}.';
   elsif jsonb_typeof(config #> '{mailbox,notifier}') = 'object'
         and coalesce(config #> '{mailbox,notifier,base_url}', 'null') = 'null' then
     raise exception 'pools.%.mailbox.notifier.base_url is missing', _check_config.name
       using errcode = '22023', hint = 'Where callbacks go, for example https://gateway.example.com/hooks.';
-  elsif jsonb_typeof(config -> 'cost_model') = 'object'
-        and not jsonb_strip_nulls(config -> 'cost_model')
-                ?& array['model_vram_gb', 'kv_per_token_mb', 'max_batch_tokens'] then
-    raise exception 'pools.%.cost_model needs model_vram_gb, kv_per_token_mb and max_batch_tokens', _check_config.name
-      using errcode = '22023';
+  elsif jsonb_typeof(config -> 'cost_model') = 'object' then
+    perform pgpark._check_cost_model(format('pools.%s.cost_model', _check_config.name), config -> 'cost_model',
+                                     derived => config ->> 'max_units' is null);
   end if;
 end
 $$;

@@ -58,11 +58,18 @@ as $$
 declare
   lot pgpark.pool := pgpark._enter_pool(park_submit_many.pool);
   drafts pgpark.draft[];
+  rate record;
 begin
   perform pgpark._check_elements(tasks);
+  select r.* into rate from pgpark._llm_rate(lot.cost_model) r;
   drafts := array(
     select row(e.ord, nextval('pgpark.task_task_id_seq'), e.element -> 'payload',
-               coalesce(e.element ->> 'priority', 'normal'), coalesce((e.element ->> 'units')::numeric::int, 1),
+               coalesce(e.element ->> 'priority', 'normal'),
+               case when e.element ->> 'prompt_tokens' is null then coalesce((e.element ->> 'units')::numeric::int, 1)
+                    else pgpark._llm_charge(lot.name, rate.fixed_bytes, rate.token_bytes, rate.block_tokens,
+                                            rate.most_tokens, rate.unit_bytes,
+                                            (e.element ->> 'prompt_tokens')::numeric::int,
+                                            (e.element ->> 'max_tokens')::numeric::int, e.ord::int) end,
                (e.element ->> 'deadline')::timestamptz, e.element ->> 'tenant', e.element ->> 'user_id',
                e.element ->> 'session_id', (e.element ->> 'run_at')::timestamptz,
                e.element ->> 'idempotency_key')::pgpark.draft
@@ -75,8 +82,9 @@ $$;
 
 comment on function pgpark.park_submit_many is
 'Submits an array of tasks at once. Each element is an object with the arguments of park_submit as its keys (payload
-is required). Returns one row per element, in order, with the columns of park_submit. A refusal concerns its element
-alone; an error (22023, its DETAIL names the element, counted from 1) leaves all of them unsubmitted.';
+is required); prompt_tokens and max_tokens instead of units charge by the pool''s cost_model. Returns one row per
+element, in order, with the columns of park_submit. A refusal concerns its element alone; an error (22023, its DETAIL
+names the element, counted from 1) leaves all of them unsubmitted.';
 
 -- The pool, with its entrance held open until the transaction ends.
 create or replace function pgpark._enter_pool(name text) returns pgpark.pool
@@ -131,7 +139,7 @@ as $$
 declare
   bad record;
   keys constant text[] := array['payload', 'priority', 'units', 'deadline', 'tenant', 'user_id', 'session_id',
-                                'run_at', 'idempotency_key'];
+                                'run_at', 'idempotency_key', 'prompt_tokens', 'max_tokens'];
 begin
   if jsonb_typeof(tasks) is distinct from 'array' then
     raise exception 'tasks must be a JSON array, not %', coalesce(jsonb_typeof(tasks), 'NULL')
@@ -150,6 +158,9 @@ begin
            or e.element ->> 'units' !~ '^[0-9]{1,10}([.]0*)?$'
            or (e.element ->> 'units')::numeric > 2147483647 then
         format('units must be a whole number of at least 1, not %s', e.element -> 'units')
+      when num_nonnulls(e.element ->> 'prompt_tokens', e.element ->> 'max_tokens') > 0
+           and pgpark._bad_tokens(e.element) is not null then
+        pgpark._bad_tokens(e.element)
       when jsonb_typeof(e.element -> 'priority') not in ('string', 'null') then
         format('unknown priority %s; use %s', e.element -> 'priority',
                array_to_string(pgpark._priority_names(), ', '))
@@ -170,6 +181,29 @@ begin
   if found then
     perform pgpark._refuse_element(bad.complaint, bad.ord::int);
   end if;
+end
+$$;
+
+-- What is wrong with an element that tells its tokens; null: nothing.
+create or replace function pgpark._bad_tokens(element jsonb) returns text
+language plpgsql immutable
+set search_path = pgpark, pg_temp
+as $$
+declare
+  key text;
+begin
+  foreach key in array array['prompt_tokens', 'max_tokens'] loop
+    if element ->> key is null then
+      return 'prompt_tokens and max_tokens go together, and ' || key || ' is missing';
+    elsif jsonb_typeof(element -> key) <> 'number' or element ->> key !~ '^[0-9]{1,10}([.]0*)?$'
+          or (element ->> key)::numeric > 2147483647 then
+      return format('%s must be a whole number from 0 to 2147483647, not %s', key, element -> key);
+    end if;
+  end loop;
+  if element ->> 'units' is not null then
+    return 'give units, or prompt_tokens and max_tokens, not both';
+  end if;
+  return null;
 end
 $$;
 

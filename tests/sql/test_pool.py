@@ -264,44 +264,6 @@ def test_every_function_names_an_unknown_pool(db: Database, call: str) -> None:
         db.rows(f"select * from pgpark.{call}")
 
 
-# -- the cost model --------------------------------------------------------------------------------------------------
-
-
-def units(db: Database, prompt_tokens: int | None, max_tokens: int | None) -> int:
-    return int(db.value("select pgpark.park_llm_units('gpu', %s::int, %s::int)", prompt_tokens, max_tokens))
-
-
-def test_a_request_costs_the_weights_and_its_cache_rounded_up(db: Database) -> None:
-    db.pool(cost_model={"model_vram_gb": 4.5, "kv_per_token_mb": 0.5, "max_batch_tokens": 4096})
-    assert units(db, 0, 0) == 5
-    assert units(db, 512, 512) == 5  # 4.5 + 0.5
-    assert units(db, 512, 513) == 6
-    assert units(db, 2_000_000_000, 2_000_000_000) == 7, "4.5 + 4096 tokens at most"
-
-
-def test_numbers_of_a_config_may_be_written_with_a_point(db: Database) -> None:
-    db.pool(cost_model={"model_vram_gb": 1.0, "kv_per_token_mb": 1.0, "max_batch_tokens": 2048.0})
-    assert units(db, 1024, 0) == 2
-
-
 def test_a_number_too_small_to_hold_is_named(db: Database) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"scheduling_slack_secs must be a number from 0"):
         db.rows("select pgpark.park_put_pool('gpu', '{\"max_units\": 1, \"scheduling_slack_secs\": 1e-400}')")
-
-
-def test_a_request_costs_at_least_one_unit(db: Database) -> None:
-    db.pool(cost_model={"model_vram_gb": 0, "kv_per_token_mb": 0, "max_batch_tokens": 1})
-    assert units(db, 5, 5) == 1
-
-
-@pytest.mark.parametrize("tokens", [(-1, 5), (5, -1), (None, 5)])
-def test_impossible_token_counts_are_named(db: Database, tokens: Any) -> None:
-    db.pool(cost_model={"model_vram_gb": 1, "kv_per_token_mb": 1, "max_batch_tokens": 1})
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="must be whole numbers of at least 0"):
-        units(db, *tokens)
-
-
-def test_a_pool_without_a_cost_model_says_so(db: Database) -> None:
-    db.pool()
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="pool 'gpu' has no cost_model"):
-        units(db, 1, 1)
