@@ -65,6 +65,7 @@ begin
   end loop;
   if pgpark._try_maintenance(0) then
     purged := pgpark._purge(now_, bite => 1000);
+    perform pgpark._forget_parts(bite => 5);
   end if;
 end
 $$;
