@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 Priority = Literal["low", "normal", "high", "critical"]
 Outcome = Literal["completed", "failed", "expired", "dropped"]
+PartKind = Literal["partial", "progress"]
 PoolState = Literal["active", "paused", "draining", "disabled"]
 
 
@@ -43,7 +44,7 @@ class Claimed(Row):
 
 
 class Finished(Row):
-    """Whether an outcome was accepted; False means that the attempt was fenced off."""
+    """Whether an outcome, or an emission, was accepted; False means that the attempt was fenced off."""
 
     task_id: int
     accepted: bool
@@ -61,6 +62,17 @@ class Message(Row):
     status: Outcome
     reason: str | None
     payload: Any
+    created_at: datetime
+
+
+class Part(Row):
+    """What a task emitted while it ran. Numbers rise; a new `attempt` begins anew."""
+
+    task_id: int
+    number: int
+    attempt: int
+    kind: PartKind
+    content: Any
     created_at: datetime
 
 
