@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from pgpark import AsyncClient, Client, Message, Part, TaskContext, calls
 from pgpark.errors import BadInputError, DatabaseError
@@ -511,6 +512,39 @@ def test_a_follower_of_a_parked_task_sees_its_deadline_pass_without_any_worker(
     db.pool()
     task = db.parked(deadline=db.after(0.3))
     assert Follower(db.dsn, task, asynchronous).join() == [("expired", None)]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_parts_that_land_with_the_outcome_come_before_it(
+    db: Database, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    """The task emits and ends between the two looks that a follower takes."""
+    db.pool()
+    task = db.parked()
+    db.claim()
+    run_on, run_on_async = calls.run_on, calls.run_on_async
+    looked: list[str] = []
+
+    def end_the_task(call: Any) -> None:
+        if "task_id" in call.parameters and "status" not in call.statement.as_string() and not looked:
+            looked.append(call.statement.as_string())
+            assert db.value("select pgpark.park_emit(%s, 1, %s)", task, Jsonb([{"content": "last"}]))
+            db.finish(task)
+
+    def spy(connection: Any, call: Any) -> Any:
+        answer = run_on(connection, call)
+        end_the_task(call)
+        return answer
+
+    async def spy_async(connection: Any, call: Any) -> Any:
+        answer = await run_on_async(connection, call)
+        end_the_task(call)
+        return answer
+
+    monkeypatch.setattr(calls, "run_on", spy)
+    monkeypatch.setattr(calls, "run_on_async", spy_async)
+    assert Follower(db.dsn, task, asynchronous).join() == ["last", ("completed", None)]
+    assert looked
 
 
 def test_a_stream_ends_without_an_outcome_in_time_or_where_there_is_no_task(db: Database) -> None:
