@@ -231,6 +231,37 @@ def test_a_thousand_tokens_a_second_cost_a_few_dozen_statements(db: Database, mo
     assert len(called) <= 25 * max(secs for *_, secs in outcomes) + 10
 
 
+def test_parts_go_out_one_call_at_a_time(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outcome that overtakes a call with parts would leave them behind."""
+    run_on_async = calls.run_on_async
+    under_way = 0
+    together: list[int] = []
+
+    async def slow(connection: Any, call: Any) -> Any:
+        nonlocal under_way
+        if "emissions" not in call.parameters:
+            return await run_on_async(connection, call)
+        under_way += 1
+        together.append(under_way)
+        try:
+            await asyncio.sleep(0.1)
+            return await run_on_async(connection, call)
+        finally:
+            under_way -= 1
+
+    async def talk(payload: int, context: TaskContext) -> None:
+        context.emit("a")
+        await asyncio.sleep(0.02 * payload)
+        context.emit("b")
+
+    monkeypatch.setattr(calls, "run_on_async", slow)
+    db.pool()
+    tasks = [db.parked(payload=number) for number in range(8)]
+    run_all(db, function(talk), tasks)
+    assert [contents(db, task) for task in tasks] == [["a", "b"]] * 8
+    assert set(together) == {1}
+
+
 def test_a_part_that_a_handler_may_not_emit_fails_its_attempt(db: Database) -> None:
     def emit_an_object(_payload: Any, context: TaskContext) -> None:
         context.emit(object())
@@ -299,7 +330,17 @@ def test_parts_whose_answer_was_lost_are_not_written_twice(db: Database, monkeyp
     assert contents(db, task)[:-1] == list(range(10))
 
 
-def test_an_attempt_that_lost_its_task_emits_into_nothing(db: Database) -> None:
+def test_an_attempt_that_lost_its_task_emits_into_nothing(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_on_async = calls.run_on_async
+    fenced: list[Any] = []
+
+    async def spy(connection: Any, call: Any) -> Any:
+        answer = await run_on_async(connection, call)
+        if "emissions" in call.parameters:
+            fenced.extend(row for row in answer if not row.accepted)
+        return answer
+
+    monkeypatch.setattr(calls, "run_on_async", spy)
     db.pool()
     task = db.parked()
     go_on = threading.Event()
@@ -322,6 +363,7 @@ def test_an_attempt_that_lost_its_task_emits_into_nothing(db: Database) -> None:
 
     asyncio.run(main())
     assert contents(db, task) == ["first"], "until the other emits"
+    assert len(fenced) == 1, "it was not tried again and again"
 
 
 def test_a_plain_handler_that_waits_for_room_does_not_hold_up_the_end(
@@ -336,6 +378,35 @@ def test_a_plain_handler_that_waits_for_room_does_not_hold_up_the_end(
     stalled.connection.execute("lock table pgpark.part")
     worker.signal()
     assert worker.exit_code(30) == 0
+
+
+def test_a_plain_handler_that_waits_for_room_is_let_go_when_the_worker_gives_up(
+    db: Database, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgpark.worker._GIVE_UP_SECS", 0.5)
+    db.pool()
+    db.parked()
+    stalled = connect()
+    full, ended = threading.Event(), threading.Event()
+
+    def talk(_payload: Any, context: TaskContext) -> None:
+        for number in range(1000):
+            context.emit(number)
+        full.set()
+        for number in range(1000):
+            context.emit(number)
+        ended.set()
+
+    async def main() -> None:
+        async with working(db.dsn, function(talk), grace_secs=0.0):
+            await eventually(lambda: db.stats()["running"])
+            await eventually(full.is_set)
+            assert not ended.is_set()
+
+    stalled.connection.execute("begin")
+    stalled.connection.execute("lock table pgpark.part")
+    asyncio.run(main())
+    assert ended.wait(10)
 
 
 # -- commands --------------------------------------------------------------------------------------------------------
@@ -381,7 +452,15 @@ out.write(b'{"content": 2}\\n')
     assert "lines on PGPARK_PARTS_FD were passed over" in caplog.text
 
 
-def test_a_command_that_floods_waits_and_loses_nothing(db: Database) -> None:
+def test_a_command_that_floods_waits_and_loses_nothing(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = PartBuffer.put
+    waiting: list[int] = []
+
+    def spy(buffer: PartBuffer, *part: Any) -> None:
+        put(buffer, *part)
+        waiting.append(buffer._count)
+
+    monkeypatch.setattr(PartBuffer, "put", spy)
     script = """
 import os
 out = os.fdopen(int(os.environ["PGPARK_PARTS_FD"]), "w")
@@ -392,6 +471,7 @@ for number in range(20000):
     task = db.parked()
     assert run_all(db, python(script), [task])[0][0] == "completed"
     assert contents(db, task) == list(range(20000))
+    assert max(waiting) <= 1000
 
 
 def test_a_process_that_keeps_the_descriptor_does_not_hold_up_the_outcome(db: Database) -> None:

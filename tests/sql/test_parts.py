@@ -555,13 +555,14 @@ def test_batches_that_emit_and_finish_in_opposite_order_do_not_deadlock(
     blocker, other = connect(), connect()
     blocker.connection.execute("begin")
     blocker.rows("select from pgpark.task where task_id = %s for update", one)
-    emissions = [{"task_id": task, "attempt": 1, "parts": [{"content": 1}]} for task in (two, one)]
-    emitting = background(
-        db, lambda: db.rows("select from pgpark.park_emit_many(%s)", Jsonb(emissions))
-    ).wait_until_blocked()
     outcomes = [{"task_id": task, "attempt": 1} for task in (two, one)]
     finishing = background(
         other, lambda: other.rows("select from pgpark.park_finish_many(%s)", Jsonb(outcomes))
     ).wait_until_blocked()
-    blocker.connection.execute("commit")
+    emissions = [{"task_id": task, "attempt": 1, "parts": [{"content": 1}]} for task in (two, one)]
+    emitting = background(
+        db, lambda: db.rows("select from pgpark.park_emit_many(%s)", Jsonb(emissions))
+    ).wait_until_blocked()
+    blocker.connection.execute("commit")  # the finish gets the first, and must not find the second taken
     assert len(emitting.result()) == len(finishing.result()) == 2
+    assert kept(db) == 0
