@@ -5,7 +5,7 @@ from pgpark.client import AsyncClient, Client
 from pgpark.costs import LlmCostModel
 from pgpark.errors import PgparkError
 from pgpark.executors import TaskContext
-from pgpark.models import Message
+from pgpark.models import Message, Part
 from pgpark.pool import AsyncPool, Pool
 from pgpark.pools import AsyncPools, Pools, build_pools, build_pools_async
 from pgpark.worker import Worker, WorkerSettings
@@ -17,6 +17,7 @@ __all__ = [
     "Client",
     "LlmCostModel",
     "Message",
+    "Part",
     "PgparkError",
     "Pool",
     "Pools",

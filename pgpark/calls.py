@@ -24,6 +24,7 @@ from pgpark.models import (
     LlmCapacity,
     Maintained,
     Message,
+    Part,
     PlannedChange,
     PoolInfo,
     PoolStats,
@@ -150,6 +151,26 @@ def finish_many(outcomes: Sequence[Mapping[str, Any]]) -> Call[list[Finished]]:
 def release(task_id: int, attempt: int) -> Call[bool]:
     """Puts a running task back in its old place; False means that the attempt was fenced off."""
     return _call("park_release", _value("park_release"), task_id=task_id, attempt=attempt)
+
+
+def emit(task_id: int, attempt: int, parts: Sequence[Mapping[str, Any]], first: int | None = None) -> Call[bool]:
+    """Emits parts, each a mapping with content and optionally kind; False means that the attempt was fenced off.
+
+    first: the place of the first of them among all of the attempt, from 1; makes the call safe to repeat.
+    """
+    return _call(
+        "park_emit", _value("park_emit"), task_id=task_id, attempt=attempt, parts=Jsonb(list(parts)), first=first
+    )
+
+
+def emit_many(emissions: Sequence[Mapping[str, Any]]) -> Call[list[Finished]]:
+    """Emits for many tasks; each a mapping with task_id, attempt, parts, and optionally first."""
+    return _call("park_emit_many", _many(Finished), emissions=Jsonb(list(emissions)))
+
+
+def parts(task_id: int, after: int = 0, max_parts: int = 1000) -> Call[list[Part]]:
+    """What a task has emitted with a number greater than `after`, in order."""
+    return _call("park_parts", _many(Part), task_id=task_id, after=after, max_parts=max_parts)
 
 
 def heartbeat(pool: str, worker: str, task_ids: Sequence[int]) -> Call[list[int]]:
@@ -299,6 +320,11 @@ _CASTS = {
     "task_ids": "bigint[]",
     "message_ids": "bigint[]",
     "attempt": "int",
+    "parts": "jsonb",
+    "emissions": "jsonb",
+    "first": "int",
+    "after": "int",
+    "max_parts": "int",
     "units": "int",
     "max_tasks": "int",
     "max_units": "int",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TypeVar
 
@@ -14,7 +15,8 @@ from psycopg.rows import DictRow
 from pgpark import calls
 from pgpark.database import connect, connect_async
 from pgpark.errors import DatabaseError, translated
-from pgpark.models import Maintained, Message
+from pgpark.models import Maintained, Message, Part
+from pgpark.streaming import stream, stream_async
 
 T = TypeVar("T")
 
@@ -49,6 +51,7 @@ class Client:
     """
 
     def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
         self.connection: psycopg.Connection[DictRow] = connect(dsn)
 
     def run(self, call: calls.Call[T]) -> T:
@@ -74,6 +77,16 @@ class Client:
                     self.connection.execute(_UNLISTEN)
         except psycopg.Error as error:
             raise translated(error) from error
+
+    def stream(self, task_id: int, timeout: float | None = None) -> Iterator[Part | Message]:
+        """Yields the parts of a task, those that are kept and then those that come, and last its outcome, a Message.
+
+        A late client gets what is kept. A part with another `attempt` than the one before begins anew: the task was
+        tried again, and what came before counts no more. Ends without a Message after `timeout` seconds (None: never),
+        and where there is no such task, or its message was acknowledged. Uses a connection of its own; a connection
+        that is lost raises DatabaseError.
+        """
+        return stream(self._dsn, task_id, timeout)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -119,6 +132,10 @@ class AsyncClient:
                             break
         except psycopg.Error as error:
             raise translated(error) from error
+
+    def stream(self, task_id: int, timeout: float | None = None) -> AsyncIterator[Part | Message]:
+        """The same as Client.stream, to be used with `async for`."""
+        return stream_async(self._dsn, task_id, timeout)
 
     async def __aenter__(self) -> AsyncClient:
         self._connection = await connect_async(self._dsn)

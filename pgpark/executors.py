@@ -26,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from pgpark.errors import BadInputError, one_line
 from pgpark.models import Claimed
+from pgpark.parts import PartBuffer, PartPipe
 
 log = logging.getLogger("pgpark.worker")
 
@@ -42,11 +43,13 @@ class HandlerError(Exception):
 
 
 class TaskContext:
-    """What a handler may ask for as its second argument: the claimed `task`, its `pool`, and whether to stop."""
+    """What a handler may ask for as its second argument: the claimed `task`, its `pool`, whether to stop, and a way to
+    tell a waiting client what there is so far. announce: see PartBuffer."""
 
-    def __init__(self, pool: str, task: Claimed) -> None:
+    def __init__(self, pool: str, task: Claimed, announce: Callable[[], None] | None = None) -> None:
         self.pool = pool
         self.task = task
+        self.parts = PartBuffer(announce)
         self._stop = threading.Event()
 
     @property
@@ -57,6 +60,26 @@ class TaskContext:
     def ask_to_stop(self) -> None:
         """Makes `stopping` true."""
         self._stop.set()
+
+    def emit(self, content: Any) -> None:
+        """Sends a partial result (a token, a chunk, any JSON value of at most 1 MiB) to whoever follows the task.
+
+        Safe from any thread. It is buffered and written within about 50 ms, in order, before the outcome is. A plain
+        handler waits here while 1000 parts or 4 MiB are not written yet. An async handler does not: it calls `drain`
+        now and then. Does nothing once the attempt has lost its task. Raises BadInputError for what is no JSON or too
+        large, and when the partial results of this attempt exceed 64 MiB, each counted with 100 bytes more than its
+        JSON.
+        """
+        self.parts.put("partial", content)
+
+    def progress(self, value: Any, message: str | None = None) -> None:
+        """Says how far the task is, {"value": value, "message": message}: a fraction, or any JSON value. The last one
+        replaces those before, so this may be called as often as you like, from any thread. Raises BadInputError."""
+        self.parts.put("progress", {"value": value} | ({} if message is None else {"message": message}))
+
+    async def drain(self) -> None:
+        """In an async handler: waits while 1000 parts or 4 MiB are not written yet."""
+        await self.parts.drain()
 
 
 class Executor(Protocol):
@@ -102,6 +125,8 @@ class CommandExecutor:
     Output that is JSON is the result as such, other output is a string. A non-zero exit fails the attempt with the end
     of standard error. When the program has ended, so do the processes that it left behind in its group.
     PGPARK_TASK_ID, _ATTEMPT, _POOL, _UNITS and _TENANT are in its environment, PGPARK_DSN and PGPASSWORD are not.
+    PGPARK_PARTS_FD is the number of a file descriptor on which it may emit while it runs, a line each:
+    {"content": "a token"} or {"kind": "progress", "content": {"value": 0.5}}.
     """
 
     stoppable = True
@@ -115,14 +140,21 @@ class CommandExecutor:
             raise BadInputError(f"--exec: there is no program {self._argv[0] if self._argv else ''!r}")
 
     async def run(self, context: TaskContext) -> Any:
-        process = await asyncio.create_subprocess_exec(
-            *self._argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            env=_environment(context),
-        )
+        pipe = PartPipe(context.parts, context.task.task_id)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+                env=_environment(context) | {"PGPARK_PARTS_FD": str(pipe.descriptor)},
+                pass_fds=[pipe.descriptor],
+            )
+        except BaseException:
+            pipe.close()
+            raise
+        pipe.start()
         talk = asyncio.create_task(process.communicate(json.dumps(context.task.payload).encode()))
         try:
             # Not process.wait(): until Python 3.12 it waits for the pipes too, which a process left behind may hold.
@@ -131,6 +163,7 @@ class CommandExecutor:
             await asyncio.wait({talk}, timeout=_DRAIN_SECS)
         finally:
             await _end(process)
+            await pipe.finish(_DRAIN_SECS)
         await asyncio.wait({talk}, timeout=_DRAIN_SECS)
         if not talk.done():
             talk.cancel()

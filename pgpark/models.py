@@ -13,6 +13,7 @@ ResultT = TypeVar("ResultT", default=Any)
 
 Priority = Literal["low", "normal", "high", "critical"]
 Outcome = Literal["completed", "failed", "expired", "dropped"]
+PartKind = Literal["partial", "progress"]
 PoolState = Literal["active", "paused", "draining", "disabled"]
 
 
@@ -47,7 +48,7 @@ class Claimed(Row):
 
 
 class Finished(Row):
-    """Whether an outcome was accepted; False means that the attempt was fenced off."""
+    """Whether an outcome, or an emission, was accepted; False means that the attempt was fenced off."""
 
     task_id: int
     accepted: bool
@@ -65,6 +66,17 @@ class Message(Row, Generic[ResultT]):
     status: Outcome
     reason: str | None
     payload: ResultT
+    created_at: datetime
+
+
+class Part(Row):
+    """What a task emitted while it ran. Numbers rise; a new `attempt` begins anew."""
+
+    task_id: int
+    number: int
+    attempt: int
+    kind: PartKind
+    content: Any
     created_at: datetime
 
 

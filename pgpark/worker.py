@@ -29,6 +29,7 @@ from pgpark import calls
 from pgpark.database import connect, connect_async, require_migrated
 from pgpark.errors import BadInputError, DatabaseError, NotMigratedError, PgparkError, one_line
 from pgpark.executors import TASK_THREAD, Executor, HandlerError, TaskContext
+from pgpark.flusher import Flusher
 from pgpark.heartbeat import Heartbeat
 from pgpark.models import Claimed, Finished
 
@@ -73,6 +74,13 @@ class _Run:
     outcome: dict[str, Any] | None = None
     asked_to_stop: bool = False
 
+    def final_outcome(self) -> dict[str, Any]:
+        """The outcome, once the parts are written; a failure when they could not be: a reader would miss something."""
+        outcome = self.outcome or {}
+        if (refusal := self.context.parts.refusal) is not None and outcome.get("status") == "completed":
+            return {name: outcome[name] for name in ("task_id", "attempt")} | _failed(refusal)
+        return outcome
+
 
 class Worker:
     """Works for one pool until it is asked to stop."""
@@ -82,6 +90,7 @@ class Worker:
         self._executor = executor
         self._runs: dict[int, _Run] = {}  # by task id; read by the heartbeat's thread too
         self._wake = asyncio.Event()
+        self._flusher = Flusher(lambda: [run.context for run in self._runs.values()])
         self._stopping = False
         self._hurried = False
         self._given_up = asyncio.Event()
@@ -133,6 +142,8 @@ class Worker:
                 log.warning("the database does not answer; the leases of %d tasks will lapse", len(self._runs))
         finally:
             heartbeat.end()
+            for run in self._runs.values():
+                run.context.parts.discard()  # a plain handler may be waiting there
             for job in (conducting, given_up, *self._background, *(run.job for run in self._runs.values() if run.job)):
                 job.cancel()
         log.info("worker %s has stopped", self._settings.name)
@@ -168,7 +179,11 @@ class Worker:
                         log.info("connected to the database again")
                     self._main_pid = connection.info.backend_pid
                     retry_secs = _FIRST_RETRY_SECS
-                    await self._conduct(connection)
+                    flushing = asyncio.create_task(self._flusher.run(connection, lost=self._wake.set))
+                    try:
+                        await self._conduct(connection)
+                    finally:
+                        flushing.cancel()
                 return
             except (BadInputError, NotMigratedError):
                 raise
@@ -219,7 +234,9 @@ class Worker:
 
     async def _write_outcomes(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
         """Writes what is ready; a run stays in our hands until its outcome is written or fenced off."""
-        while ready := [run.outcome for run in self._runs.values() if run.outcome is not None][:_FINISH_BATCH]:
+        while ended := [run for run in self._runs.values() if run.outcome is not None][:_FINISH_BATCH]:
+            await self._flusher.flush(connection, [run.context for run in ended])
+            ready = [run.final_outcome() for run in ended]
             try:
                 written = await calls.run_on_async(connection, calls.finish_many(ready))
             except BadInputError:
@@ -256,6 +273,7 @@ class Worker:
         for task_id, run in list(self._runs.items()):
             if run.outcome is not None:  # it ended meanwhile, and its answer is kept
                 continue
+            run.context.parts.discard()
             await calls.run_on_async(connection, calls.release(task_id, run.context.task.attempt))
             del self._runs[task_id]
             log.info("task %d: released", task_id)
@@ -285,7 +303,8 @@ class Worker:
     def _start(self, task: Claimed) -> None:
         if (earlier := self._runs.get(task.task_id)) is not None:  # lost while we were cut off, and ours again
             self._ask_to_stop(earlier)
-        run = _Run(TaskContext(self._settings.pool, task))
+            earlier.context.parts.discard()
+        run = _Run(TaskContext(self._settings.pool, task, self._flusher.announcer()))
         self._runs[task.task_id] = run
         run.job = asyncio.create_task(self._do(run))
 
@@ -305,6 +324,7 @@ class Worker:
             log.warning("task %d, attempt %d: %s", task.task_id, task.attempt, outcome["reason"])
             log.debug("task %d", task.task_id, exc_info=error)
         log.debug("task %d, attempt %d: %s", task.task_id, task.attempt, outcome["status"])
+        run.context.parts.seal()
         run.outcome = outcome
         self._wake.set()
 

@@ -47,6 +47,13 @@ async def block_the_loop(payload: dict[str, float]) -> str:
     return "done"
 
 
+async def tell_then_sleep(payload: dict[str, Any], context: TaskContext) -> str:
+    for part in payload["parts"]:
+        context.emit(f"{part}{context.task.attempt}")
+    await asyncio.sleep(payload["secs"] if context.task.attempt == 1 else 0)
+    return "done"
+
+
 def wait_for_stop(_payload: Any, context: TaskContext) -> str:
     while not context.stopping:
         time.sleep(0.01)

@@ -16,7 +16,7 @@ from pgpark import Client, calls
 from pgpark.cli.common import Settings, cell, database_options, load_json, messages, moment, print_json
 from pgpark.database import require_migrated
 from pgpark.errors import BadInputError, UnknownPoolError
-from pgpark.models import Submitted
+from pgpark.models import Message, Part, Submitted
 
 _BATCH = 500
 _TOKENS = click.IntRange(0, 2_147_483_647)
@@ -105,14 +105,24 @@ def status(settings: Settings, task_id: int) -> int:
 @click.command()
 @click.argument("task_id", type=click.IntRange(min=0), metavar="ID")
 @click.option("--wait", is_flag=True, help="Wait until it has ended.")
-@click.option("--timeout", type=float, help="With --wait: at most this many seconds.")
+@click.option("--follow", is_flag=True, help="Print what it emits as it comes, then the result; waits for that.")
+@click.option("--timeout", type=float, help="With --wait or --follow: at most this many seconds.")
 @database_options
-def result(settings: Settings, task_id: int, wait: bool, timeout: float | None) -> int:
-    """Print the result of a task as JSON. Exit 1 unless it completed."""
+def result(settings: Settings, task_id: int, wait: bool, follow: bool, timeout: float | None) -> int:
+    """Print the result of a task as JSON. Exit 1 unless it completed.
+
+    With --follow, partial results that are strings are printed as they are, others as a line of JSON, and progress
+    goes to standard error; the result is the last line. With --json, each part is a line of JSON.
+    """
     with settings.database() as dsn, Client(dsn) as client:
         require_migrated(client.connection)
         before = client.run(calls.status(task_id))
-        message = client.wait(task_id, timeout) if wait and before is not None else client.run(calls.result(task_id))
+        if follow:
+            message = _follow(settings, client, task_id, timeout)
+        elif wait and before is not None:
+            message = client.wait(task_id, timeout)
+        else:
+            message = client.run(calls.result(task_id))
         now = client.run(calls.status(task_id))
     if message is None:
         messages.print(f"no task {task_id} here" if now is None else f"task {task_id} is {now.status}, no outcome yet")
@@ -123,6 +133,46 @@ def result(settings: Settings, task_id: int, wait: bool, timeout: float | None) 
         click.echo(json.dumps(message.payload, ensure_ascii=False))
         messages.print(f"{message.status}: {message.reason}" if message.reason else message.status, soft_wrap=True)
     return 0 if message.status == "completed" else 1
+
+
+def _follow(settings: Settings, client: Client, task_id: int, timeout: float | None) -> Message | None:
+    """Prints the parts of a task until it has ended, and returns its outcome, None if there is none in time."""
+    attempt = 0
+    in_line = False  # text that has not ended its line yet
+    outcome = None
+    for item in client.stream(task_id, timeout):
+        if isinstance(item, Message):
+            outcome = item
+        elif settings.json:
+            print_json(item)
+        elif item.kind == "progress":
+            messages.print(f"progress: {_progress(item)}", soft_wrap=True)
+        else:
+            again = attempt not in (0, item.attempt)
+            if in_line and (again or not isinstance(item.content, str)):
+                click.echo()
+                in_line = False
+            if again:
+                messages.print(f"attempt {item.attempt} begins anew")
+            text = (
+                item.content if isinstance(item.content, str) else json.dumps(item.content, ensure_ascii=False) + "\n"
+            )
+            click.echo(text, nl=False)  # flushes
+            in_line = not text.endswith("\n") if text else in_line
+            attempt = item.attempt
+    if in_line:
+        click.echo()
+    return outcome
+
+
+def _progress(part: Part) -> str:
+    """Progress as people read it; context.progress makes an object of value and message."""
+    content = part.content
+    if not isinstance(content, dict) or not content.keys() <= {"value", "message"} or "value" not in content:
+        return cell(content)
+    value, message = content["value"], content.get("message")
+    amount = f"{value:.0%}" if isinstance(value, float) and 0 <= value <= 1 else cell(value)
+    return f"{amount} {message}" if message else amount
 
 
 @click.command()

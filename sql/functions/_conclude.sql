@@ -38,11 +38,11 @@ begin
     posted as (
       insert into mailbox (task_id, pool, tenant, user_id, session_id, status, reason, payload, priority, units,
                            attempt, worker, deadline, submitted_at, started_at, created_at, purge_at, pool_id,
-                           idempotency_key, storage)
+                           idempotency_key, storage, emitted)
       select e.task_id, p.name, e.tenant, e.user_id, e.session_id, e.status, e.reason, e.result, e.priority, e.units,
              e.attempt, e.worker, e.deadline, e.created_at, e.started_at, now_,
-             now_ + pgpark._secs(p.mailbox_ttl_secs), e.pool_id, e.idempotency_key,
-             p.mailbox_table
+             now_ + pgpark._secs(p.mailbox_ttl_secs), e.pool_id, e.idempotency_key, p.mailbox_table,
+             case when e.emitted = e.attempt then e.emitted else 0 end
       from ended e
       join pool p using (pool_id)
     ),
@@ -57,6 +57,7 @@ begin
       group by e.pool_id
     )
     select e.pool_id, array_agg(e.msg_id) as msg_ids, array_agg(e.task_id) as task_ids,
+           array_agg(e.task_id) filter (where e.emitted not in (0, e.attempt)) as with_old_parts,
            count(*) filter (where e.state in ('parked', 'delayed'))::int as waited
     from ended e
     group by e.pool_id
@@ -65,6 +66,9 @@ begin
     perform pgpark._discard(lot, ended.msg_ids);
     if lot.max_queue_depth is not null and ended.waited > 0 then
       perform pgpark._give_places(lot.pool_id, ended.waited);
+    end if;
+    if ended.with_old_parts is not null then  -- of an attempt before the one that ended
+      delete from part r where r.task_id = any (ended.with_old_parts);
     end if;
     perform pg_notify('pgpark.mailbox', id::text) from unnest(ended.task_ids) as id;
     perform pgpark._wake(lot.name);

@@ -61,7 +61,7 @@ begin
   with gone as (
     delete from mailbox m
     where m.message_id = any (park_ack.message_ids)
-    returning m.pool_id, m.idempotency_key, m.task_id
+    returning m.pool_id, m.idempotency_key, m.task_id, m.emitted
   ),
   forgotten as (
     delete from submission_key k
@@ -69,6 +69,12 @@ begin
     where k.pool_id = g.pool_id
       and k.idempotency_key = g.idempotency_key
       and k.task_id = g.task_id
+  ),
+  silenced as (
+    delete from part r
+    using gone g
+    where g.emitted > 0
+      and r.task_id = g.task_id
   )
   select count(*)::int into taken from gone;
   return taken;
@@ -76,7 +82,8 @@ end
 $$;
 
 comment on function pgpark.park_ack is
-'Takes messages out of the mailbox for good and forgets their idempotency keys. Returns how many were there.';
+'Takes messages out of the mailbox for good, with their parts, and forgets their idempotency keys. Returns
+how many were there.';
 
 create or replace function pgpark.park_result(task_id bigint)
 returns setof pgpark.message

@@ -71,6 +71,7 @@ begin
   end loop;
   if pgpark._try_maintenance(0) then
     purged := pgpark._purge(now_, bite => 1000);
+    perform pgpark._forget_parts(bite => 5);
   end if;
   next_due := least(next_due, pgpark._next_purge(now_, full_bite => purged = 1000));
 end
