@@ -55,7 +55,7 @@ begin
       group by e.pool_id
     )
     select p.pool_id, p.name, p.queue_name, p.archive, array_agg(e.msg_id) as msg_ids, array_agg(e.task_id) as task_ids,
-           p.max_queue_depth is not null as capped,
+           p.max_queue_depth is not null as capped, p.notifier is not null as notified,
            count(*) filter (where e.state in ('parked', 'delayed'))::int as waited
     from ended e
     join pool p using (pool_id)
@@ -68,6 +68,9 @@ begin
     end if;
     if lot.capped and lot.waited > 0 then
       perform pgpark._give_places(lot.pool_id, lot.waited);
+    end if;
+    if lot.notified then
+      perform pgpark._post_callbacks(lot.task_ids, lot.name);
     end if;
     perform pg_notify('pgpark.mailbox', id::text) from unnest(lot.task_ids) as id;
     perform pgpark._wake(lot.name);

@@ -24,6 +24,7 @@ begin
     after_.state := 'active';
     after_.created_at := pgpark._now();
     insert into pool overriding system value select after_.*;
+    perform pgpark._put_secret(after_, park_put_pool.config);
     perform pgpark._put_tenants(after_);
     perform pgpark._deal_places(after_, after_.created_at);
     return 'created';
@@ -37,7 +38,7 @@ begin
   after_.pool_id := before.pool_id;
   after_.state := before.state;
   after_.created_at := before.created_at;
-  if before = after_ then
+  if not pgpark._put_secret(after_, park_put_pool.config) and before = after_ then
     return 'unchanged';
   end if;
   retenanted := before.fairness <> after_.fairness
@@ -66,6 +67,7 @@ begin
       max_backoff_secs = after_.max_backoff_secs,
       archive = after_.archive,
       mailbox_ttl_secs = after_.mailbox_ttl_secs,
+      notifier = after_.notifier,
       cost_model = after_.cost_model,
       config = after_.config
   where p.pool_id = before.pool_id;
@@ -87,6 +89,9 @@ begin
   if before.max_queue_depth is distinct from after_.max_queue_depth then
     perform pgpark._deal_places(after_, pgpark._now());
   end if;
+  if after_.notifier is null and before.notifier is not null then
+    perform pgpark._bury_all(park_put_pool.name, 'the pool has no notifier any more');
+  end if;
   perform pgpark._wake(park_put_pool.name);
   return 'changed';
 end
@@ -95,7 +100,9 @@ $$;
 comment on function pgpark.park_put_pool is
 'Creates or changes a pool. config: an object as in the config file; only max_units (units, at least 1) is required, and
 a key that is left out has its default. Returns created, changed or unchanged. After a shrink nothing starts until the
-running tasks fit again, and waiting tasks that can never fit are dropped (reason too_large).
+running tasks fit again, and waiting tasks that can never fit are dropped (reason too_large). Secrets
+(mailbox.notifier.auth_header) are kept apart and shown as (secret), which, given back, keeps the one that is stored.
+Without a notifier any more, callbacks that wait become dead letters.
 Errors: 22023 (names the key), 42710 (a pgmq queue of that name exists already), 25001.';
 
 create or replace function pgpark.park_set_pool_state(name text, state text) returns void
@@ -148,6 +155,8 @@ begin
       using errcode = '55006', hint = 'Drain it first, or force: then each of them is dropped.';
   end if;
   perform pgpark._conclude_all(live, 'dropped', 'pool_dropped');
+  perform pgpark._bury_all(lot.name, 'the pool was dropped');
+  delete from pool_secret s where s.pool_id = lot.pool_id;
   delete from worker w where w.pool_id = lot.pool_id;
   delete from tally y where y.pool_id = lot.pool_id;
   delete from submission_key k where k.pool_id = lot.pool_id;
@@ -161,7 +170,7 @@ $$;
 
 comment on function pgpark.park_drop_pool is
 'Drops a pool with its queue and archive; outcomes in the mailbox stay. force: its live tasks end as dropped (reason
-pool_dropped). Errors: 55006 (tasks live, not forced), 42704, 25001.';
+pool_dropped). Callbacks that wait become dead letters. Errors: 55006 (tasks live, not forced), 42704, 25001.';
 
 create or replace function pgpark.park_pools(pool text default null)
 returns table (name text, state text, config jsonb, settings jsonb, created_at timestamptz)
@@ -181,7 +190,8 @@ begin
            'retry', jsonb_build_object(
              'max_attempts', p.max_attempts, 'max_losses', p.max_losses, 'backoff_secs', p.backoff_secs,
              'backoff_factor', p.backoff_factor, 'max_backoff_secs', p.max_backoff_secs),
-           'archive', p.archive, 'mailbox', jsonb_build_object('ttl_secs', p.mailbox_ttl_secs),
+           'archive', p.archive, 'mailbox', jsonb_build_object(
+             'ttl_secs', p.mailbox_ttl_secs, 'notifier', pgpark._shown_notifier(p)),
            'cost_model', p.cost_model, 'queue', jsonb_build_object('type', p.queue_type, 'queue_name', p.queue_name)),
          p.created_at
   from pgpark._pools(park_pools.pool) p
