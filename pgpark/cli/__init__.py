@@ -19,7 +19,7 @@ import click
 import psycopg
 
 from pgpark import __version__
-from pgpark.cli import database, mailbox, pools, show, tasks, work
+from pgpark.cli import database, mailbox, notifier, pools, show, tasks, work
 from pgpark.cli.demo import demo
 from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line, translated
 
@@ -72,6 +72,7 @@ for _command in (
     mailbox.mailbox,
     show.stats,
     show.explain,
+    notifier.notifier,
     work.worker,
     work.maintain,
     demo,

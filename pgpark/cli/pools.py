@@ -122,6 +122,10 @@ def _config_from(text: str, file: str, name: str) -> dict[str, Any]:
             raise BadInputError(f"{file}: YAML needs the extra: pip install 'pgpark[yaml]'") from error
         try:
             config = yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:  # its own text repeats the line, which may hold a secret
+            mark = error.problem_mark
+            place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+            raise BadInputError(f"{file} is not YAML: {error.problem}{place}") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise BadInputError(f"{file} is not YAML: {error}") from error
     else:

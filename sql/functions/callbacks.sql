@@ -173,7 +173,8 @@ begin
   update pgmq.q_pgpark_outbox q
   set vt = pgpark._now() + pgpark._secs(greatest(
              pgpark._callback_backoff(waiting.read_ct),
-             least(nullif(park_callback_done.retry_after_secs, 'NaN'), 86400))),
+             case when park_callback_done.retry_after_secs > 0
+                  then least(park_callback_done.retry_after_secs, 86400) end)),
       headers = jsonb_build_object('http_status', status, 'error', why)
   where q.msg_id = waiting.msg_id;
   return 'retry';
