@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import email.utils
 import http
 import logging
@@ -40,6 +41,15 @@ _MOST_AT_ONCE = 100
 _ANSWER_KEPT = 65_536  # bytes of an answer that are read, so that its connection can serve again
 _SHORTEST_PAUSE_SECS = 0.05
 _FIRST_RETRY_SECS, _LONGEST_RETRY_SECS = 0.1, 5.0
+
+# The libraries below log whole URLs, and on DEBUG what a receiver answers, which may repeat the secret that it was sent.
+_LIBRARY_LOGS = ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
+_delivering = contextvars.ContextVar("_delivering", default=False)
+
+
+def _not_ours(_record: logging.LogRecord) -> bool:
+    """A filter for their loggers: passes on what others do with these libraries in this process."""
+    return not _delivering.get()
 
 
 @dataclass(frozen=True)
@@ -230,6 +240,7 @@ async def _deliver(client: httpx.AsyncClient, callback: Callback) -> _Answer:
     """Posts a callback. Whatever goes wrong is an answer too; none of their texts repeats what was sent or received."""
     import httpx
 
+    _delivering.set(True)
     try:
         return await asyncio.wait_for(_post(client, callback), callback.timeout_secs)
     except (asyncio.TimeoutError, httpx.TimeoutException):
@@ -265,6 +276,8 @@ def _http_client() -> httpx.AsyncClient:
 
     from pgpark import __version__
 
+    for name in _LIBRARY_LOGS:
+        logging.getLogger(name).addFilter(_not_ours)
     return httpx.AsyncClient(
         headers={"User-Agent": f"pgpark/{__version__}", "Accept-Encoding": "identity"},
         timeout=None,  # _deliver bounds the whole exchange

@@ -129,17 +129,12 @@ def seconds_between_looks(poll: bool, poll_secs: float | None) -> float:
 
 
 def start_logging(verbose: bool) -> None:
-    """Logs to standard error; of the libraries below only what people can use, and nothing that repeats headers."""
+    """Logs to standard error; of the libraries below only what people can use."""
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
-    for library, level in (
-        ("psycopg", logging.ERROR),
-        ("asyncio", logging.CRITICAL),
-        ("httpx", logging.WARNING),
-        ("httpcore", logging.WARNING),
-    ):
-        logging.getLogger(library).setLevel(level)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def print_json(value: Row | Mapping[str, Any]) -> None:
