@@ -42,7 +42,7 @@ _ANSWER_KEPT = 65_536  # bytes of an answer that are read, so that its connectio
 _SHORTEST_PAUSE_SECS = 0.05
 _FIRST_RETRY_SECS, _LONGEST_RETRY_SECS = 0.1, 5.0
 
-# The libraries below log whole URLs, and on DEBUG what a receiver answers, which may repeat the secret that it was sent.
+# The libraries below log whole URLs, and on DEBUG what a receiver answers, which may repeat the secret it was sent.
 _LIBRARY_LOGS = ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
 _delivering = contextvars.ContextVar("_delivering", default=False)
 

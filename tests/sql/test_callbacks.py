@@ -589,3 +589,26 @@ def test_taking_costs_the_same_with_many_callbacks_in_backoff(db: Database) -> N
         )
     assert row["seq_tup_read"] == 0
     assert row["idx_tup_fetch"] < 100
+
+
+def test_a_finish_that_calls_back_never_scans_the_mailbox(db: Database) -> None:
+    """Plans are cached while the mailbox is small, and must hold when it has grown."""
+    notified(db, max_attempts=1000)
+
+    def finish() -> None:
+        task = db.parked(tenant="t")
+        db.claim()
+        assert db.finish(task)
+
+    for _ in range(3):
+        finish()
+    db.connection.execute(
+        "insert into pgpark.mailbox (task_id, pool, tenant, status, priority, units, attempt, submitted_at, created_at,"
+        " pool_id) select 1000000 + n, 'gpu', 't', 'completed', 1, 1, 1, now(), now(), 1"
+        " from generate_series(1, 20000) n"
+    )
+    with db.connection.transaction():
+        finish()
+        scans = "select seq_scan from pg_stat_xact_user_tables where relname = 'mailbox'"
+        assert db.value(scans) == 0
+    assert outbox(db) == 4
