@@ -41,8 +41,11 @@ create or replace function pgpark.park_callbacks(max_callbacks int default 10, p
 returns setof pgpark.callback
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -56,7 +59,8 @@ begin
   -- The longest due of each pool, pools in turns; what somebody else holds is passed over.
   due := array(
     select c.msg_id
-    from pgpark.park_callbacks_due() w
+    from unnest(case when park_callbacks.pool is not null then array[park_callbacks.pool]
+                     else array(select w.pool from pgpark.park_callbacks_due() w where w.due <= now_) end) as w (pool)
     cross join lateral (
       select d.msg_id, d.vt, row_number() over (order by d.vt, d.msg_id) as turn
       from (
@@ -69,8 +73,6 @@ begin
         for update skip locked
       ) d
     ) c
-    where w.due <= now_
-      and (park_callbacks.pool is null or w.pool = park_callbacks.pool)
     order by c.turn, c.vt
     limit max_callbacks);
   if cardinality(due) = 0 then
@@ -113,21 +115,18 @@ language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  nowhere bigint[];
+  used_up bigint[];
 begin
-  perform pgpark._bury(
-    array(select q.msg_id
-          from pgmq.q_pgpark_outbox q
-          left join pool p on p.name = q.message ->> 'pool'
-          where q.msg_id = any (callback_ids)
-            and p.notifier is null),
-    null, 'the pool has no notifier any more');
-  perform pgpark._bury(
-    array(select q.msg_id
-          from pgmq.q_pgpark_outbox q
-          join pool p on p.name = q.message ->> 'pool'
-          where q.msg_id = any (callback_ids)
-            and q.read_ct >= (p.notifier ->> 'max_attempts')::int),
-    null, null);
+  select array_agg(q.msg_id) filter (where p.notifier is null),
+         array_agg(q.msg_id) filter (where q.read_ct >= (p.notifier ->> 'max_attempts')::int)
+  into nowhere, used_up
+  from pgmq.q_pgpark_outbox q
+  left join pool p on p.name = q.message ->> 'pool'
+  where q.msg_id = any (callback_ids);
+  perform pgpark._bury(nowhere, null, 'the pool has no notifier any more');
+  perform pgpark._bury(used_up, null, null);
 end
 $$;
 
@@ -140,7 +139,11 @@ create or replace function pgpark.park_callback_done(
 returns text
 language plpgsql
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
