@@ -18,7 +18,10 @@ from psycopg.types.json import Jsonb
 
 from pgpark.errors import BadInputError, translated
 from pgpark.models import (
+    Callback,
+    CallbacksDue,
     Claimed,
+    DeadLetter,
     Explained,
     Finished,
     LlmCapacity,
@@ -314,11 +317,64 @@ def llm_capacity(cost_model: Mapping[str, Any]) -> Call[LlmCapacity]:
     return _call("park_llm_capacity", _one(LlmCapacity), cost_model=Jsonb(dict(cost_model)))
 
 
+def callbacks(pool: str | None = None, max_callbacks: int = 10) -> Call[list[Callback]]:
+    """Takes callbacks of one pool, or of all, that are due, for delivery; see park_callbacks."""
+    statement = sql.SQL(
+        "select callback_id, task_id, pool, attempt, url, auth_header, timeout_secs, body::text"
+        " from pgpark.park_callbacks(max_callbacks => %(max_callbacks)s::int, pool => %(pool)s::text)"
+    ).format()
+    return Call(statement, {"pool": pool, "max_callbacks": max_callbacks}, _many(Callback))
+
+
+def callback_done(
+    callback_id: int,
+    attempt: int,
+    http_status: int | None = None,
+    error: str | None = None,
+    retry_after_secs: float | None = None,
+) -> Call[str]:
+    """Reports an attempt to deliver a callback: `delivered`, `retry`, `dead` or `unknown`."""
+    return _call(
+        "park_callback_done",
+        _value("park_callback_done"),
+        callback_id=callback_id,
+        attempt=attempt,
+        http_status=http_status,
+        error=error,
+        retry_after_secs=retry_after_secs,
+    )
+
+
+def callbacks_due() -> Call[list[CallbacksDue]]:
+    """When the next callback of each pool is due."""
+    statement = sql.SQL(
+        "select d.*, extract(epoch from d.due - pgpark._now())::float8 as due_in_secs"
+        " from pgpark.park_callbacks_due() d"
+    ).format()
+    return Call(statement, {}, _many(CallbacksDue))
+
+
+def dead_letters(pool: str | None = None, max_letters: int = 50) -> Call[list[DeadLetter]]:
+    """Callbacks of one pool, or of all, that were given up; oldest first."""
+    return _call("park_dead_letters", _many(DeadLetter), pool=pool, max_letters=max_letters)
+
+
+def retry_callbacks(callback_ids: Sequence[int] | None = None, pool: str | None = None) -> Call[int]:
+    """Puts dead letters (None: all) of one pool, or of all, back into the outbox; returns how many."""
+    ids = None if callback_ids is None else list(callback_ids)
+    return _call("park_retry_callbacks", _value("park_retry_callbacks"), callback_ids=ids, pool=pool)
+
+
 # Arguments whose type Postgres cannot see from the value alone.
 _CASTS = {
     "task_id": "bigint",
     "task_ids": "bigint[]",
     "message_ids": "bigint[]",
+    "callback_id": "bigint",
+    "callback_ids": "bigint[]",
+    "http_status": "int",
+    "retry_after_secs": "float8",
+    "max_letters": "int",
     "attempt": "int",
     "parts": "jsonb",
     "emissions": "jsonb",

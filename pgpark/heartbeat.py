@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import psycopg
 from psycopg.rows import DictRow
@@ -23,7 +24,8 @@ _RETRY_SECS = 1.0
 class Heartbeat:
     """Sends a heartbeat for the tasks of `held()` every third of the pool's lease, and hands what must stop to `stop`.
 
-    Both speak of attempts by task id, and are called from this object's thread.
+    Both speak of attempts by task id. `told` gets the settings of the pool each time. All are called from this object's
+    thread.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class Heartbeat:
         stop: Callable[[Mapping[int, int]], None],
         *,
         prepare: bool,
+        told: Callable[[Mapping[str, Any]], None] = lambda _settings: None,
     ) -> None:
         self._dsn, self._pool, self._worker, self._prepare = dsn, pool, worker, prepare
-        self._held, self._stop = held, stop
+        self._held, self._stop, self._told = held, stop, told
         self._poked = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="pgpark-heartbeat", daemon=True)
@@ -72,6 +75,7 @@ class Heartbeat:
         while not self._ended:
             self._poked.clear()
             (pool,) = calls.run_on(connection, calls.pools(self._pool))
+            self._told(pool.settings)
             held = self._held()
             stop = calls.run_on(connection, calls.heartbeat(self._pool, self._worker, list(held)))
             if stop:

@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Generic, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
 from typing_extensions import TypeVar
 
 ResultT = TypeVar("ResultT", default=Any)
@@ -163,3 +163,40 @@ class Explained(Row):
     task_id: int
     position: int | None
     why: str
+
+
+class Callback(Row):
+    """An outcome to be posted to `url`: `body` is its JSON text, `auth_header` is hidden when printed; `timeout_secs`
+    bounds the whole exchange; `attempt` goes into the report."""
+
+    callback_id: int
+    task_id: int
+    pool: str
+    attempt: int
+    url: str
+    auth_header: SecretStr | None
+    timeout_secs: float
+    body: str
+
+
+class CallbacksDue(Row):
+    """A pool with callbacks in the outbox; `due_in_secs` is `due` seen from the database's own clock."""
+
+    pool: str
+    due: datetime
+    due_in_secs: float
+
+
+class DeadLetter(Row):
+    """A callback that was given up: the last answer and error, when the outcome landed, when it was given up."""
+
+    callback_id: int
+    task_id: int
+    pool: str
+    tenant: str
+    url: str | None
+    attempts: int
+    http_status: int | None
+    error: str
+    created_at: datetime
+    died_at: datetime

@@ -32,6 +32,7 @@ from pgpark.executors import TASK_THREAD, Executor, HandlerError, TaskContext
 from pgpark.flusher import Flusher
 from pgpark.heartbeat import Heartbeat
 from pgpark.models import Claimed, Finished
+from pgpark.notifier import NotifierSettings, NotifierThread
 
 log = logging.getLogger("pgpark.worker")
 
@@ -53,7 +54,7 @@ def default_name() -> str:
 class WorkerSettings:
     """units: this worker's own capacity (None: only the pool's counts). concurrency: most tasks at once. listen: wait
     for notifications; else look every `poll_secs`. poll_secs: how often to look all the same. grace_secs: how long
-    running tasks may go on after SIGTERM."""
+    running tasks may go on after SIGTERM. notifier: deliver callbacks too, if the pool has a notifier."""
 
     dsn: str
     pool: str
@@ -63,6 +64,7 @@ class WorkerSettings:
     listen: bool = True
     poll_secs: float = 30.0
     grace_secs: float = 30.0
+    notifier: bool = True
 
 
 @dataclass
@@ -120,6 +122,10 @@ class Worker:
         """
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._check)
+        settings = self._settings
+        callbacks = NotifierThread(
+            NotifierSettings(settings.dsn, settings.pool, listen=settings.listen, poll_secs=settings.poll_secs)
+        )
         heartbeat = Heartbeat(
             self._settings.dsn,
             self._settings.pool,
@@ -127,6 +133,7 @@ class Worker:
             held=lambda: {task_id: run.context.task.attempt for task_id, run in dict(self._runs).items()},
             stop=lambda attempts: _call_soon(loop, self._stop_attempts, attempts),
             prepare=self._settings.listen,
+            told=callbacks.follow if settings.notifier else lambda _settings: None,
         )
         heartbeat.start()
         if self._settings.listen:
@@ -144,6 +151,7 @@ class Worker:
             heartbeat.end()
             for run in self._runs.values():
                 run.context.parts.discard()  # a plain handler may be waiting there
+            await asyncio.to_thread(callbacks.end, _LAST_UNWIND_SECS if self._hurried else _GIVE_UP_SECS)
             for job in (conducting, given_up, *self._background, *(run.job for run in self._runs.values() if run.job)):
                 job.cancel()
         log.info("worker %s has stopped", self._settings.name)

@@ -38,7 +38,7 @@ def test_it_lists_our_queues_and_reads_their_metrics(db: Database, foreign: Fore
     db.pool("cpu", queue={"type": "postgres_pgmq", "queue_name": "cores"})
     for _ in range(3):
         db.parked("gpu")
-    assert sorted(foreign.list_queues()) == ["cores", "gpu"]
+    assert sorted(foreign.list_queues()) == ["cores", "gpu", "pgpark_dead_letters", "pgpark_outbox"]
     assert (foreign.metrics("gpu").queue_length, foreign.metrics("cores").queue_length) == (3, 0)
 
 

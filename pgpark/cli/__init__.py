@@ -19,7 +19,7 @@ import click
 import psycopg
 
 from pgpark import __version__
-from pgpark.cli import config, database, mailbox, pools, show, tasks, work
+from pgpark.cli import config, database, mailbox, notifier, pools, show, tasks, work
 from pgpark.cli.demo import demo
 from pgpark.cli.gpu import gpu
 from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line, translated
@@ -76,6 +76,7 @@ for _command in (
     mailbox.mailbox,
     show.stats,
     show.explain,
+    notifier.notifier,
     work.worker,
     work.maintain,
     gpu,

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import json
+import logging
 import math
 import re
 import sys
@@ -32,6 +33,8 @@ __all__ = ["load_json"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 MOST_UNITS = 1_000_000_000
+_POLL_SECS_WITHOUT_LISTEN = 1.0
+_POLL_SECS_AS_BACKSTOP = 30.0
 
 
 class _Output(Console):
@@ -143,6 +146,32 @@ class Seconds(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value!r} is no number of seconds", param, ctx)
         return number
+
+
+def poll_options(command: F) -> F:
+    """Adds --poll and --poll-secs, as `poll` and `poll_secs`, to a command that waits for work."""
+    secs = click.option(
+        "--poll-secs",
+        type=Seconds(0.01),
+        help=f"Seconds between looks (default: {_POLL_SECS_WITHOUT_LISTEN:g} with --poll; else "
+        f"{_POLL_SECS_AS_BACKSTOP:g}, as a backstop).",
+    )
+    poll = click.option("--poll", is_flag=True, help="Do not LISTEN; look for work again and again (behind PgBouncer).")
+    return poll(secs(command))
+
+
+def seconds_between_looks(poll: bool, poll_secs: float | None) -> float:
+    """What these options say, or their defaults."""
+    return poll_secs or (_POLL_SECS_WITHOUT_LISTEN if poll else _POLL_SECS_AS_BACKSTOP)
+
+
+def start_logging(verbose: bool) -> None:
+    """Logs to standard error; of the libraries below only what people can use."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def print_json(value: Row | Mapping[str, Any]) -> None:

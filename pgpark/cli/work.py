@@ -9,12 +9,18 @@ import click
 from click.core import ParameterSource
 
 from pgpark import calls
-from pgpark.cli.common import MOST_UNITS, Seconds, Settings, database_options, print_rows
+from pgpark.cli.common import (
+    MOST_UNITS,
+    Seconds,
+    Settings,
+    database_options,
+    poll_options,
+    print_rows,
+    seconds_between_looks,
+    start_logging,
+)
 from pgpark.executors import CommandExecutor, Executor, FunctionExecutor, load_handler
 from pgpark.worker import Worker, WorkerSettings, default_name
-
-_POLL_SECS_WITHOUT_LISTEN = 1.0
-_POLL_SECS_AS_BACKSTOP = 30.0
 
 
 @click.command()
@@ -40,19 +46,18 @@ _POLL_SECS_AS_BACKSTOP = 30.0
     help="Most tasks at once, whatever their units.",
 )
 @click.option("--name", help="Name of this worker; must be its own (default: host, process id, random letters).")
-@click.option("--poll", is_flag=True, help="Do not LISTEN; look for work again and again (behind PgBouncer).")
-@click.option(
-    "--poll-secs",
-    type=Seconds(0.01),
-    help=f"Seconds between looks (default: {_POLL_SECS_WITHOUT_LISTEN:g} with --poll; else "
-    f"{_POLL_SECS_AS_BACKSTOP:g}, as a backstop).",
-)
+@poll_options
 @click.option(
     "--grace",
     default=30.0,
     show_default=True,
     type=Seconds(0),
     help="Seconds that running tasks get after SIGTERM; then they are put back. A second SIGTERM puts them back now.",
+)
+@click.option(
+    "--notifier/--no-notifier",
+    default=True,
+    help="Deliver callbacks too, if the pool has a notifier (default: yes; see pgpark notifier run).",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log each task, and the tracebacks of handlers that fail.")
 @database_options
@@ -67,14 +72,11 @@ def worker(
     poll: bool,
     poll_secs: float | None,
     grace: float,
+    notifier: bool,
     verbose: bool,
 ) -> None:
     """Run the tasks of a POOL until SIGTERM or SIGINT."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.getLogger("psycopg").setLevel(logging.ERROR)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    start_logging(verbose)
     executor = _executor(handler, command)
     with settings.database() as dsn:
         clean = Worker(
@@ -85,8 +87,9 @@ def worker(
                 units=units,
                 concurrency=concurrency,
                 listen=not poll,
-                poll_secs=poll_secs or (_POLL_SECS_WITHOUT_LISTEN if poll else _POLL_SECS_AS_BACKSTOP),
+                poll_secs=seconds_between_looks(poll, poll_secs),
                 grace_secs=grace,
+                notifier=notifier,
             ),
             executor,
         ).run()

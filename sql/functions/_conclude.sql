@@ -70,6 +70,9 @@ begin
     if ended.with_old_parts is not null then  -- of an attempt before the one that ended
       delete from part r where r.task_id = any (ended.with_old_parts);
     end if;
+    if lot.notifier is not null then
+      perform pgpark._post_callbacks(ended.task_ids, lot.name);
+    end if;
     perform pg_notify('pgpark.mailbox', id::text) from unnest(ended.task_ids) as id;
     perform pgpark._wake(lot.name);
     ended_count := ended_count + cardinality(ended.task_ids);

@@ -10,7 +10,7 @@ declare
   lot pgpark.pool;
 begin
   lot.name := _configured.name;
-  lot.config := config;
+  lot.config := pgpark._without_secrets(config);
   lot.max_units := coalesce((config ->> 'max_units')::numeric::int,
                             pgpark._llm_max_units(nullif(config -> 'cost_model', 'null')));
   lot.max_queue_depth := (config ->> 'max_queue_depth')::numeric::int;
@@ -30,6 +30,7 @@ begin
   lot.max_backoff_secs := coalesce(config #>> '{retry,max_backoff_secs}', '300')::double precision;
   lot.archive := coalesce((config ->> 'archive')::boolean, false);
   lot.mailbox_ttl_secs := (config #>> '{mailbox,ttl_secs}')::double precision;
+  lot.notifier := pgpark._notifier(config);
   lot.cost_model := nullif(config -> 'cost_model', 'null');
   lot.mailbox_type := coalesce(config #>> '{mailbox,storage,type}', 'postgres');
   lot.mailbox_table := case lot.mailbox_type when 'in_memory' then 'mailbox_in_memory'
@@ -82,7 +83,8 @@ begin
       'ttl_secs', lot.mailbox_ttl_secs,
       'storage', jsonb_build_object('type', lot.mailbox_type)
                  || case lot.mailbox_type when 'postgres' then jsonb_build_object('table', lot.mailbox_table)
-                                          else '{}' end));
+                                          else '{}' end,
+      'notifier', lot.notifier || jsonb_build_object('auth_header', lot.config #> '{mailbox,notifier,auth_header}')));
 end
 $$;
 
@@ -143,7 +145,7 @@ as $$
     ('mailbox.notifier',       'object',  null, null, null),
     ('mailbox.notifier.type',  'word',    null, array['http'], null),
     ('mailbox.notifier.base_url',     'url',     null, null, null),
-    ('mailbox.notifier.auth_header',  'secret',  null, null, null),
+    ('mailbox.notifier.auth_header',  'header',  null, null, null),
     ('mailbox.notifier.timeout_secs', 'number',  0.1, null, null),
     ('mailbox.notifier.max_attempts', 'integer', 1, null, null),
     ('cost_model',             'object',  null, null, null),
@@ -164,7 +166,8 @@ as $$
     ('cost_model.gpu_memory_utilization', 'number',  0.001, null, null);
 $$;
 
--- Raises 22023 naming the first key that is wrong and what would be right. Secrets are not repeated.
+-- Raises 22023 naming the first key that is wrong and what would be right. Secrets are not repeated:
+-- of what stands in a notifier, where one belongs, only numbers are.
 create or replace function pgpark._check_config(name text, config jsonb) returns void
 language plpgsql stable
 set search_path = pgpark, pg_temp
@@ -198,7 +201,7 @@ begin
           'is too long a name; a tenant takes at most 255 bytes'
         when s.value = 'null' then null  -- as if it were left out
         when k.kind = 'object' and jsonb_typeof(s.value) <> 'object' then
-          format('must be an object, not %s', s.value)
+          format('must be an object, not %s', s.said)
         when k.kind = 'boolean' and jsonb_typeof(s.value) <> 'boolean' then
           format('must be true or false, not %s', s.value)
         when k.kind in ('integer', 'number') and (
@@ -207,9 +210,9 @@ begin
                or (s.value::text::numeric > 0 and s.value::text::numeric < 0.000001)
                or (k.kind = 'integer' and s.value::text::numeric % 1 <> 0)) then
           format('must be a %s from %s to 1000000000, not %s',
-                 case k.kind when 'integer' then 'whole number' else 'number' end, k.least_value, s.value)
+                 case k.kind when 'integer' then 'whole number' else 'number' end, k.least_value, s.said)
         when k.kind = 'word' and (s.value #>> '{}') = any (k.choices) is not true then
-          format('must be one of %s, not %s', array_to_string(k.choices, ', '), s.value)
+          format('must be one of %s, not %s', array_to_string(k.choices, ', '), s.said)
         when s.beside <> all (k.types) then
           format('goes with the type %s, not with %s', array_to_string(k.types, ' or '), s.beside)
         when k.kind = 'queue' and (jsonb_typeof(s.value) <> 'string' or s.value #>> '{}' !~ '^[a-z0-9_]{1,47}$') then
@@ -222,11 +225,17 @@ begin
         when k.kind = 'secret' and (jsonb_typeof(s.value) <> 'string' or s.value #>> '{}' !~ '^[^[:cntrl:]]+$') then
           format('must be a text on one line, not %s',
                  case when jsonb_typeof(s.value) = 'string' then 'this one' else 'a ' || jsonb_typeof(s.value) end)
+        when k.kind = 'header' and (jsonb_typeof(s.value) <> 'string' or s.value #>> '{}' !~ '^[!-~]([ -~]*[!-~])?$') then
+          'must be the text of an HTTP header, in ASCII and on one line, for example "Bearer ..." with your token'
         when k.kind = 'url' and (jsonb_typeof(s.value) <> 'string'
                                  or s.value #>> '{}' !~ '^https?://[^][:space:][:cntrl:]/?#@]+(/[^[:space:][:cntrl:]?#]*)?$') then
           'must be a URL such as https://gateway.example.com/hooks, without a user, a query or a fragment'
       end as complaint
-    from setting s
+    from (
+      select s.*, case when s.path like 'mailbox.notifier%' and jsonb_typeof(s.value) <> 'number'
+                       then 'a ' || jsonb_typeof(s.value) else s.value::text end as said
+      from setting s
+    ) s
     left join pgpark._config_keys() k using (path)
   )
   select c.* into bad from checked c where c.complaint is not null order by c.shown limit 1;

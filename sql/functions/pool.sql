@@ -26,6 +26,7 @@ begin
     after_.state := 'active';
     after_.created_at := pgpark._now();
     insert into pool overriding system value select after_.*;
+    perform pgpark._put_secret(after_, park_put_pool.config);
     perform pgpark._put_tenants(after_);
     perform pgpark._deal_places(after_, after_.created_at);
     perform pgpark._remember(after_);
@@ -35,7 +36,7 @@ begin
   after_.pool_id := before.pool_id;
   after_.state := before.state;
   after_.created_at := before.created_at;
-  if pgpark._settings(before) = pgpark._settings(after_) then
+  if not pgpark._put_secret(after_, park_put_pool.config) and pgpark._settings(before) = pgpark._settings(after_) then
     update pool p set config = after_.config where p.pool_id = before.pool_id and p.config <> after_.config;
     return 'unchanged';
   end if;
@@ -78,6 +79,7 @@ begin
       max_backoff_secs = after_.max_backoff_secs,
       archive = after_.archive,
       mailbox_ttl_secs = after_.mailbox_ttl_secs,
+      notifier = after_.notifier,
       mailbox_type = after_.mailbox_type,
       mailbox_table = after_.mailbox_table,
       queue_type = after_.queue_type,
@@ -104,6 +106,9 @@ begin
     perform pgpark._deal_places(after_, pgpark._now());
   end if;
   perform pgpark._remember(after_);
+  if after_.notifier is null and before.notifier is not null then
+    perform pgpark._bury_all(park_put_pool.name, 'the pool has no notifier any more');
+  end if;
   perform pgpark._wake(park_put_pool.name);
   return 'changed';
 end
@@ -115,6 +120,8 @@ a key that is left out has its default. Returns created, changed or unchanged. A
 running tasks fit again, and waiting tasks that can never fit are dropped (reason too_large). With another queue the
 payloads move there, those of running and of archived tasks too, in this transaction; with another mailbox storage
 outcomes stay where they landed and are found all the same. Another mailbox.ttl_secs holds for the outcomes there are.
+Secrets (mailbox.notifier.auth_header) are kept apart and shown as (secret), which, given back, keeps the one that is
+stored. Without a notifier any more, callbacks that wait become dead letters.
 Errors: 22023 (names the key), 42710 (a queue or table of that name exists already), 25001.';
 
 create or replace function pgpark.park_plan_pool(name text, config jsonb)
@@ -126,6 +133,7 @@ as $$
 declare
   present pgpark.pool;
   planned pgpark.pool;
+  other_secret boolean;
 begin
   perform pgpark._check_pool_name(park_plan_pool.name);
   perform pgpark._check_config(park_plan_pool.name, park_plan_pool.config);
@@ -135,11 +143,14 @@ begin
     perform pgpark._check_queue(planned);
   end if;
   perform pgpark._check_storage(planned);
+  planned.pool_id := present.pool_id;
+  other_secret := pgpark._other_secret(planned, park_plan_pool.config);
   return query
   select key, b.value, a.value
   from pgpark._leaves(pgpark._settings(planned)) a
   full join pgpark._leaves(case when present.name is not null then pgpark._settings(present) end) b using (key)
   where coalesce(a.value, 'null') is distinct from coalesce(b.value, 'null')
+     or (key = 'mailbox.notifier.auth_header' and other_secret)  -- both are shown alike
   order by 1;
 end
 $$;
@@ -199,6 +210,8 @@ begin
       using errcode = '55006', hint = 'Drain it first, or force: then each of them is dropped.';
   end if;
   perform pgpark._conclude_all(live, 'dropped', 'pool_dropped');
+  perform pgpark._bury_all(lot.name, 'the pool was dropped');
+  delete from pool_secret s where s.pool_id = lot.pool_id;
   delete from worker w where w.pool_id = lot.pool_id;
   delete from tally y where y.pool_id = lot.pool_id;
   delete from submission_key k where k.pool_id = lot.pool_id;
@@ -213,7 +226,7 @@ $$;
 
 comment on function pgpark.park_drop_pool is
 'Drops a pool with its queue and archive; outcomes in the mailbox stay. force: its live tasks end as dropped (reason
-pool_dropped). Errors: 55006 (tasks live, not forced), 42704, 25001.';
+pool_dropped). Callbacks that wait become dead letters. Errors: 55006 (tasks live, not forced), 42704, 25001.';
 
 create or replace function pgpark.park_pools(pool text default null)
 returns table (name text, state text, config jsonb, settings jsonb, created_at timestamptz)

@@ -31,7 +31,11 @@ def test_only_max_units_is_required_and_the_rest_has_defaults(db: Database) -> N
         "scheduling_slack_secs": 0,
         "retry": {"max_attempts": 1, "max_losses": 3, "backoff_secs": 1, "backoff_factor": 2, "max_backoff_secs": 300},
         "archive": False,
-        "mailbox": {"ttl_secs": None, "storage": {"type": "postgres", "table": "mailbox_messages"}},
+        "mailbox": {
+            "ttl_secs": None,
+            "storage": {"type": "postgres", "table": "mailbox_messages"},
+            "notifier": None,
+        },
         "cost_model": None,
         "queue": {"type": "postgres_pgmq", "queue_name": "gpu"},
     }
@@ -52,7 +56,17 @@ def test_every_setting_of_the_config_is_kept(db: Database) -> None:
         "scheduling_slack_secs": 0.5,
         "retry": {"max_attempts": 4, "max_losses": 5, "backoff_secs": 2, "backoff_factor": 3, "max_backoff_secs": 99},
         "archive": True,
-        "mailbox": {"ttl_secs": 86400, "storage": {"type": "postgres", "table": "answers"}},
+        "mailbox": {
+            "ttl_secs": 86400,
+            "storage": {"type": "postgres", "table": "answers"},
+            "notifier": {
+                "type": "http",
+                "base_url": "https://example.com/hooks",
+                "auth_header": None,
+                "timeout_secs": 3.5,
+                "max_attempts": 7,
+            },
+        },
         "cost_model": {"model_vram_gb": 4.7, "kv_per_token_mb": 0.125, "max_batch_tokens": 8192},
         "queue": {"type": "postgres_pgmq", "queue_name": "llm"},
     }
