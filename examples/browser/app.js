@@ -1,5 +1,4 @@
-// The page: buttons on one side, drawing on the other. Reads the lot again whenever it says that something changed, and
-// a few times a second while a countdown is shown.
+// The page: buttons on one side, drawing on the other. Reads the lot again whenever it says that something changed.
 
 import { Picture, drawLanes, drawMailbox, drawUnits } from "./draw.js";
 import { Lot, UNITS } from "./lot.js";
@@ -11,6 +10,8 @@ const pictures = new Map(); // by task id
 let assignments = Array(UNITS).fill(null);
 let worker = null;
 let paused = false;
+let last = null; // what was drawn
+let counting = false; // whether there is a countdown in it
 
 const lot = new Lot();
 window.lot = lot; // for the console: await lot.sql("select * from pgpark.park_stats()")
@@ -37,7 +38,7 @@ on("ready", (ready) => {
   for (const button of document.querySelectorAll("#controls button")) button.disabled = false;
   document.body.dataset.ready = worker;
   refresh();
-  setInterval(() => document.body.dataset.counting && refresh(), 250);
+  setInterval(() => counting && draw(last), 250);
 });
 
 $("ten").addEventListener("click", () => attempt(() => lot.submit(tenMixed())));
@@ -107,7 +108,9 @@ async function fetchPictures(outcomes) {
   }
 }
 
-function draw({ stats, running, waiting, outcomes }) {
+function draw(snapshot) {
+  const { stats, running, waiting, outcomes } = snapshot;
+  last = snapshot;
   paused = stats.state !== "active";
   const cancel = (id) => attempt(() => lot.sql("select pgpark.park_cancel($1)", [id]));
   keepingFocus(() => {
@@ -123,9 +126,7 @@ function draw({ stats, running, waiting, outcomes }) {
     .join(", ");
   $("pause").textContent = paused ? "Resume" : "Pause";
   $("pause").setAttribute("aria-pressed", paused);
-  const counting = running.some((task) => task.worker !== worker) || waiting.some((task) => task.deadline || task.run_at);
-  if (counting) document.body.dataset.counting = "yes";
-  else delete document.body.dataset.counting;
+  counting = running.some((task) => task.worker !== worker) || waiting.some((task) => task.deadline || task.run_at);
   const shown = new Set([...running, ...outcomes].map((task) => task.task_id));
   for (const id of pictures.keys()) if (!shown.has(id) && pictures.get(id).complete) pictures.delete(id);
 }

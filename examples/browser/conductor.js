@@ -19,7 +19,7 @@ export class Conductor {
     Object.assign(this, { query, pool, name, leaseSecs, changed, failed });
     this.painters = ports.map((port, index) => ({ port, index, task_id: null }));
     for (const painter of this.painters) {
-      painter.port.onmessage = ({ data }) => this.#heard(painter, data);
+      painter.port.onmessage = ({ data }) => this.#heard(data);
     }
   }
 
@@ -57,7 +57,7 @@ export class Conductor {
     if (tasks.length > 0) this.changed();
   }
 
-  // Units held are never fewer than Web Workers at work, so a claim cannot bring more than are idle.
+  // A Web Worker is ours again when the units of its task are free, so a claim cannot bring more than are idle.
   #start(task) {
     const idle = this.painters.filter((painter) => painter.task_id === null);
     const painters = neighbours(idle, task.units);
@@ -71,10 +71,9 @@ export class Conductor {
     });
   }
 
-  #heard(painter, { task_id, attempt, rows, error }) {
+  #heard({ task_id, attempt, rows, error }) {
     const run = this.#held.get(task_id);
     if (run?.task.attempt !== attempt) return;
-    painter.task_id = null;
     run.open -= 1;
     if (rows) run.rows.push(...rows);
     if (error) run.error = error;
@@ -89,7 +88,10 @@ export class Conductor {
     const ready = [...this.#held.values()].filter((run) => run.outcome);
     if (ready.length === 0) return;
     await this.query("select * from pgpark.park_finish_many($1)", [ready.map((run) => run.outcome)]);
-    for (const run of ready) this.#held.delete(run.task.task_id);
+    for (const run of ready) {
+      this.#held.delete(run.task.task_id);
+      for (const painter of run.painters) painter.task_id = null;
+    }
     this.changed();
   }
 
@@ -108,9 +110,7 @@ export class Conductor {
   #stop(run) {
     if (!run || run.stopped) return;
     run.stopped = true;
-    for (const painter of run.painters) {
-      if (painter.task_id === run.task.task_id) painter.port.postMessage({ stop: run.task.task_id });
-    }
+    for (const painter of run.painters) painter.port.postMessage({ stop: run.task.task_id });
   }
 
   // Until something may have changed: a notification, a share that is done, the next timer of the pool, the backstop.

@@ -14,11 +14,14 @@ export function drawUnits(parent, { running, assignments, worker, pictures, canc
   for (let i = UNITS - 1; i >= 0 && lost.length > 0; i--) slots[i] ??= lost.pop();
 
   const cards = [];
+  const places = new Map(); // how many cards a task has: one, unless its units are not side by side
   for (let first = 0; first < UNITS; ) {
     const task = slots[first];
     let width = 1;
     while (task && first + width < UNITS && slots[first + width]?.task_id === task.task_id) width += 1;
-    cards.push(task ? taskCard(task, width, { worker, pictures, cancel }) : idleCard(first));
+    const place = places.get(task?.task_id) ?? 0;
+    places.set(task?.task_id, place + 1);
+    cards.push(task ? taskCard(task, width, place, { worker, pictures, cancel }) : idleCard(first));
     first += width;
   }
   parent.replaceChildren(...cards);
@@ -28,7 +31,7 @@ function idleCard(index) {
   return element("li", { class: "unit idle" }, element("span", { class: "quiet" }, `unit ${index + 1} is idle`));
 }
 
-function taskCard(task, width, { worker, pictures, cancel }) {
+function taskCard(task, width, place, { worker, pictures, cancel }) {
   const lost = task.worker !== worker;
   const left = Math.max(0, (task.lease_until - Date.now()) / 1000);
   const note = lost
@@ -37,10 +40,10 @@ function taskCard(task, width, { worker, pictures, cancel }) {
   return element(
     "li",
     { class: `unit busy ${task.priority}${lost ? " lost" : ""}`, style: `grid-column: span ${width}`, "data-task": task.task_id },
-    lost ? element("div", { class: "picture" }) : pictures.get(task.task_id)?.canvas ?? element("div", { class: "picture" }),
+    (!lost && pictures.get(task.task_id)?.canvas(place)) || element("div", { class: "picture" }),
     element("p", {}, element("strong", {}, `#${task.task_id}`), ` ${task.priority}, ${plural(task.units)}`),
     element("p", { class: "quiet" }, note),
-    !lost && task.state === "running" && cancelButton(task, cancel),
+    !lost && place === 0 && task.state === "running" && cancelButton(task, cancel),
   );
 }
 
@@ -81,7 +84,7 @@ export function drawMailbox(parent, { outcomes, pictures }) {
     element(
       "li",
       { class: `outcome ${outcome.status}`, "data-task": outcome.task_id },
-      (outcome.status === "completed" && pictures.get(outcome.task_id)?.canvas) || element("div", { class: "picture" }, outcome.status),
+      (outcome.status === "completed" && pictures.get(outcome.task_id)?.canvas(0)) || element("div", { class: "picture" }, outcome.status),
       element("p", {}, element("strong", {}, `#${outcome.task_id}`), ` ${outcome.status}`),
       element("p", { class: "quiet" }, detailOf(outcome)),
     ),
@@ -96,16 +99,27 @@ function detailOf({ status, reason, secs, units, attempt }) {
 
 /** A picture in the making. It stays the same canvas from the first row to the mailbox. */
 export class Picture {
+  #canvases = [];
+
   constructor(width, height, attempt) {
-    this.canvas = element("canvas", { class: "picture", width, height, "aria-hidden": "true" });
-    this.attempt = attempt;
-    this.complete = false;
+    Object.assign(this, { width, height, attempt, complete: false });
+    this.canvas(0);
+  }
+
+  /** The canvas for the n-th place where it is shown at once. */
+  canvas(place) {
+    if (!this.#canvases[place]) {
+      const { width, height } = this;
+      this.#canvases[place] = element("canvas", { class: "picture", width, height, "aria-hidden": "true" });
+      if (place > 0) this.#canvases[place].getContext("2d").drawImage(this.#canvases[0], 0, 0);
+    }
+    return this.#canvases[place];
   }
 
   paintRow(y, shades) {
     const pixels = new ImageData(shades.length, 1);
     shades.forEach((shade, x) => pixels.data.set(SHADES.subarray(shade * 4, shade * 4 + 4), x * 4));
-    this.canvas.getContext("2d").putImageData(pixels, 0, y);
+    for (const canvas of this.#canvases) canvas.getContext("2d").putImageData(pixels, 0, y);
   }
 
   /** From the result of a task, as it lies in the mailbox. */

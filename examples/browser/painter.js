@@ -1,7 +1,7 @@
 // One unit: a Web Worker that paints its share of a Julia set, every shares-th row. The page hands it a port to the
 // conductor, which gives orders and gets the finished rows; the page itself gets each row as it is painted.
 
-let stop = null; // the task that this worker was asked to stop
+let stop = null; // the task that this worker was asked to stop; ids are never used again
 let port;
 
 onmessage = ({ data }) => {
@@ -13,7 +13,6 @@ onmessage = ({ data }) => {
 };
 
 async function work({ task_id, attempt, share, shares, scene }) {
-  stop = null;
   try {
     const rows = [];
     for (let y = share; y < scene.height && stop !== task_id; y += shares) {
