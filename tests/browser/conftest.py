@@ -22,10 +22,15 @@ from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "examples" / "browser"
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def missing(what: str) -> NoReturn:
@@ -39,17 +44,22 @@ def command(name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The packages of the example in its node_modules, as its lock file says."""
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The node_modules of the example, as its lock file says."""
     npm = command("npm")
+    modules = EXAMPLE / "node_modules"
     with (tmp_path_factory.getbasetemp().parent / "npm.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # test processes side by side
-        installed = EXAMPLE / "node_modules" / ".package-lock.json"
-        if installed.exists() and installed.stat().st_mtime >= (EXAMPLE / "package-lock.json").stat().st_mtime:
-            return
-        done = subprocess.run([npm, "ci"], cwd=EXAMPLE, capture_output=True, text=True)
-        if done.returncode != 0:
-            missing(f"npm could not install the packages of examples/browser: {done.stderr.strip()[-500:]}")
+        installed = modules / ".package-lock.json"
+        if not installed.exists() or installed.stat().st_mtime < (EXAMPLE / "package-lock.json").stat().st_mtime:
+            _install(npm)
+    return modules
+
+
+def _install(npm: str) -> None:
+    done = subprocess.run([npm, "ci"], cwd=EXAMPLE, capture_output=True, text=True)
+    if done.returncode != 0:
+        missing(f"npm could not install the packages of examples/browser: {done.stderr.strip()[-500:]}")
 
 
 @pytest.fixture(scope="session")
@@ -74,8 +84,9 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def site(packages: None, script: Path) -> Iterator[str]:
+def site(packages: Path, script: Path) -> Iterator[str]:
     """The URL of the example on a free port."""
+    assert packages.parent == EXAMPLE
     handler = type("Handler", (_Handler,), {"script": script})
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(EXAMPLE)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -12,7 +12,8 @@ import { fileURLToPath } from "node:url";
 
 const examples = new URL("../../examples/browser/", import.meta.url);
 const script = process.env.PGPARK_SQL ?? fileURLToPath(new URL("pgpark.sql", examples));
-const { PGlite } = await import(new URL("node_modules/@electric-sql/pglite/dist/index.js", examples));
+const module = process.env.PGLITE ?? fileURLToPath(new URL("node_modules/@electric-sql/pglite/dist/index.js", examples));
+const { PGlite } = await import(module);
 
 let db;
 const called = new Set();

@@ -5,6 +5,7 @@ All tests use one page, for its first start takes the longest; each leaves the l
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from itertools import accumulate
@@ -15,6 +16,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page
 
 UNITS = 4
 QUICK = 6  # points per pixel and axis: tens of milliseconds of painting
+PATIENCE = 120  # seconds that anything may take on a busy machine
 LONG = 400  # minutes of painting: such a task runs until it is stopped
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -28,7 +30,7 @@ class Visit:
         self.complaints: list[str] = []
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(PATIENCE * 1000)
         page.goto(site)
         self.wait_until_ready()
 
@@ -61,11 +63,18 @@ class Visit:
 
     def wait_for_sql(self, condition: str, *parameters: Any) -> None:
         """Waits until a statement that gives one boolean gives true."""
-        self.page.wait_for_function(
-            "async ([sql, params]) => Object.values((await lot.sql(sql, params))[0])[0]",
-            arg=[f"select {condition}", list(parameters)],
-            polling=100,
+        seen = self.page.evaluate(
+            """async ([sql, params, until]) => {
+              for (;;) {
+                const [row] = await lot.sql(sql, params);
+                if (row && Object.values(row)[0]) return true;
+                if (Date.now() > until) return false;
+                await new Promise((resolve) => setTimeout(resolve, 100));
+              }
+            }""",
+            [f"select {condition}", list(parameters), (time.time() + PATIENCE) * 1000],
         )
+        assert seen, f"waited {PATIENCE} s in vain for: {condition} {parameters}"
 
     def wait_until_ended(self, tasks: list[int]) -> dict[int, dict[str, Any]]:
         """Waits for the outcomes of these tasks; returns their rows of park_status by id."""
