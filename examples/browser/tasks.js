@@ -8,10 +8,10 @@ const PLACES = [
 export const TENANT = "visitor";
 
 /** A task; options are arguments of park_submit. samples: points per pixel and axis, which is what it costs. */
-export function picture({ units = 1, samples = Math.round(34 * Math.sqrt(units)), ...options } = {}) {
+export function picture({ units = 1, height = 48, samples = Math.round(34 * Math.sqrt(units)), ...options } = {}) {
   const [re, im] = pick(PLACES);
   const jitter = () => (Math.random() - 0.5) / 50;
-  const payload = { re: re + jitter(), im: im + jitter(), width: 72, height: 48, samples };
+  const payload = { re: re + jitter(), im: im + jitter(), width: 72, height, samples };
   return { payload, units, tenant: TENANT, ...options };
 }
 

@@ -1,25 +1,23 @@
 """examples/browser in headless Chromium: four Web Workers as a pool of four units, over Postgres in the page.
 
-All tests use one page, for its first start takes the longest; each leaves the lot empty.
+All checks use one page and so are one test: its first start, when Postgres makes its files, takes longest.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from itertools import accumulate
 from typing import Any
 
-import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
 UNITS = 4
 QUICK = 6  # points per pixel and axis: tens of milliseconds of painting
 PATIENCE = 120  # seconds that anything may take on a busy machine
-LONG = 400  # minutes of painting: such a task runs until it is stopped
-
-pytestmark = pytest.mark.xdist_group("browser")
+LONG = {"samples": 40, "height": 8000}  # minutes of painting: such a task runs until it is stopped
 
 
 class Visit:
@@ -93,18 +91,8 @@ class Visit:
         self.wait_for_sql("status = 'running' from pgpark.park_status($1)", task)
 
 
-@pytest.fixture(scope="module")
-def visit(chromium: Browser, site: str) -> Iterator[Visit]:
-    context = chromium.new_context()
-    yield Visit(context.new_page(), site)
-    context.close()
-
-
-@pytest.fixture
-def lot(visit: Visit) -> Iterator[Visit]:
-    """The page, with an empty lot before and after; a test during which it complained fails."""
-    visit.complaints.clear()
-    yield visit
+def clear(visit: Visit) -> None:
+    """Empties the lot; fails if the page complained about anything."""
     visit.sql("select pgpark.park_set_pool_state('browser', 'active')")
     visit.sql("select pgpark.park_cancel(task_id) from pgpark.task order by task_id desc")
     visit.wait_for_sql("count(*) = 0 from pgpark.task")
@@ -124,7 +112,7 @@ def most_units_at_once(tasks: list[dict[str, Any]]) -> int:
     return max(accumulate(units for _, _, units in sorted(events)))
 
 
-def test_mixed_tasks_from_the_buttons_all_end_once_within_four_units(lot: Visit) -> None:
+def check_mixed_tasks_from_the_buttons_all_end_once_within_four_units(lot: Visit) -> None:
     assert sum("painter.js" in worker.url for worker in lot.page.workers) == UNITS
     lot.page.evaluate(
         """() => {
@@ -165,8 +153,8 @@ def test_mixed_tasks_from_the_buttons_all_end_once_within_four_units(lot: Visit)
     assert shades == width * height  # the shares of all workers are in it
 
 
-def test_a_task_keeps_as_many_web_workers_busy_as_it_has_units(lot: Visit) -> None:
-    (wide,) = lot.submit({"units": 3, "samples": LONG})
+def check_a_task_keeps_as_many_web_workers_busy_as_it_has_units(lot: Visit) -> None:
+    (wide,) = lot.submit({"units": 3, **LONG})
     card = lot.page.locator(f"#units [data-task='{wide}']")
     card.wait_for()
     assert "span 3" in (card.get_attribute("style") or "")
@@ -178,8 +166,8 @@ def test_a_task_keeps_as_many_web_workers_busy_as_it_has_units(lot: Visit) -> No
     )
 
 
-def test_a_critical_task_overtakes_normal_ones(lot: Visit) -> None:
-    (block,) = lot.submit({"units": 4, "samples": LONG})
+def check_a_critical_task_overtakes_normal_ones(lot: Visit) -> None:
+    (block,) = lot.submit({"units": 4, **LONG})
     lot.wait_until_running(block)
     normal = lot.submit(*[{"units": 2}] * 4)
     (critical,) = lot.submit({"units": 2, "priority": "critical"})
@@ -190,8 +178,8 @@ def test_a_critical_task_overtakes_normal_ones(lot: Visit) -> None:
     assert sum(ended[critical]["started"] < ended[task]["started"] for task in normal) >= 3
 
 
-def test_a_head_that_is_too_wide_holds_capacity(lot: Visit) -> None:
-    (block,) = lot.submit({"units": 1, "samples": LONG})
+def check_a_head_that_is_too_wide_holds_capacity(lot: Visit) -> None:
+    (block,) = lot.submit({"units": 1, **LONG})
     lot.wait_until_running(block)
     (head,) = lot.submit({"units": 4})
     (small,) = lot.submit({"units": 1})
@@ -204,8 +192,8 @@ def test_a_head_that_is_too_wide_holds_capacity(lot: Visit) -> None:
     assert ended[small]["started"] >= ended[head]["finished"]
 
 
-def test_a_deadline_expires_without_anybody_asking(lot: Visit) -> None:
-    (block,) = lot.submit({"units": 4, "samples": LONG})
+def check_a_deadline_expires_without_anybody_asking(lot: Visit) -> None:
+    (block,) = lot.submit({"units": 4, **LONG})
     lot.wait_until_running(block)
     (late,) = lot.submit({"deadline": after(1.5)})
     lot.page.wait_for_selector(f"#outcomes [data-task='{late}'].expired")
@@ -214,15 +202,15 @@ def test_a_deadline_expires_without_anybody_asking(lot: Visit) -> None:
     assert lot.sql("select status from pgpark.park_status($1)", block) == [{"status": "running"}]
 
 
-def test_a_running_task_is_cancelled_by_its_button_and_stops(lot: Visit) -> None:
-    running, parked = lot.submit({"units": 4, "samples": LONG}, {"units": 1})
+def check_a_running_task_is_cancelled_by_its_button_and_stops(lot: Visit) -> None:
+    running, parked = lot.submit({"units": 4, **LONG}, {"units": 1})
     lot.page.click(f"#units [data-task='{running}'] .cancel")
     ended = lot.wait_until_ended([running, parked])
     assert (ended[running]["status"], ended[running]["reason"]) == ("dropped", "cancelled")
     assert ended[parked]["status"] == "completed"  # by a worker that had really stopped
 
 
-def test_a_paused_lot_starts_nothing_until_it_is_resumed(lot: Visit) -> None:
+def check_a_paused_lot_starts_nothing_until_it_is_resumed(lot: Visit) -> None:
     lot.page.click("#pause")
     lot.page.wait_for_selector("#pause[aria-pressed='true']")
     (task,) = lot.submit({})
@@ -232,7 +220,7 @@ def test_a_paused_lot_starts_nothing_until_it_is_resumed(lot: Visit) -> None:
     assert lot.wait_until_ended([task])[task]["status"] == "completed"
 
 
-def test_a_reload_loses_nothing(lot: Visit) -> None:
+def check_a_reload_loses_nothing(lot: Visit) -> None:
     (done,) = lot.submit({"units": 1})
     lot.wait_until_ended([done])
     (interrupted,) = lot.submit({"units": 3, "samples": 20})
@@ -250,9 +238,32 @@ def test_a_reload_loses_nothing(lot: Visit) -> None:
     assert [ended[task]["attempt"] for task in blocked] == [1, 1]
 
 
-def test_a_second_tab_waits_for_the_first(lot: Visit, site: str) -> None:
+def check_a_second_tab_waits_for_the_first(lot: Visit) -> None:
     second = lot.page.context.new_page()
-    second.goto(site)
+    second.goto(lot.page.url)
     second.wait_for_function("document.getElementById('message').textContent.includes('another tab')")
     assert second.locator("#ten").is_disabled()
     second.close()
+
+
+CHECKS: list[Callable[[Visit], None]] = [
+    check_mixed_tasks_from_the_buttons_all_end_once_within_four_units,
+    check_a_task_keeps_as_many_web_workers_busy_as_it_has_units,
+    check_a_critical_task_overtakes_normal_ones,
+    check_a_head_that_is_too_wide_holds_capacity,
+    check_a_deadline_expires_without_anybody_asking,
+    check_a_running_task_is_cancelled_by_its_button_and_stops,
+    check_a_paused_lot_starts_nothing_until_it_is_resumed,
+    check_a_second_tab_waits_for_the_first,
+    check_a_reload_loses_nothing,
+]
+
+
+def test_four_web_workers_are_a_pool_of_four_units(chromium: Browser, site: str) -> None:
+    context = chromium.new_context()
+    visit = Visit(context.new_page(), site)
+    for check in CHECKS:
+        sys.stdout.write(f"{time.strftime('%X')} {check.__name__}\n")  # shown with a failure
+        check(visit)
+        clear(visit)
+    context.close()
