@@ -1,0 +1,322 @@
+// The main path of the SQL contract in PGlite: Postgres in WebAssembly, as a browser has it, here in Node.
+//
+//   node --test tests/browser/contract.mjs        (pgpark.sql comes from `pgpark migrate --dump-sql`)
+//
+// Each test names the functions that it is about. To cover a new function, add a test that calls it: the last test
+// compares what was called with what the schema offers.
+
+import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
+import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+const examples = new URL("../../examples/browser/", import.meta.url);
+const script = process.env.PGPARK_SQL ?? fileURLToPath(new URL("pgpark.sql", examples));
+const module = process.env.PGLITE ?? fileURLToPath(new URL("node_modules/@electric-sql/pglite/dist/index.js", examples));
+const { PGlite } = await import(module);
+
+let db;
+const called = new Set();
+const heard = [];
+
+// Every call goes through here: named arguments, rows back.
+async function call(name, args = {}) {
+  called.add(name);
+  const keys = Object.keys(args);
+  const named = keys.map((key, i) => `${key} => $${i + 1}`).join(", ");
+  return (await db.query(`select * from pgpark.${name}(${named})`, Object.values(args))).rows;
+}
+
+async function value(name, args) {
+  const [row] = await call(name, args);
+  return Object.values(row)[0];
+}
+
+async function pool(name, config = {}) {
+  await call("park_put_pool", { name, config: { max_units: 4, ...config } });
+  return name;
+}
+
+async function parked(pool, args = {}) {
+  const [row] = await call("park_submit", { pool, payload: { n: 1 }, ...args });
+  assert.equal(row.accepted, true, row.reason);
+  return row.task_id;
+}
+
+const claim = (pool, args = {}) => call("park_claim", { pool, worker: "w", max_tasks: 10, ...args });
+const code = (expected) => (error) => error.code === expected;
+
+// Replaces the one clock, so that time passes without waiting.
+const advance = (seconds) => db.exec(`update clock set ahead = ahead + interval '${seconds} seconds'`);
+
+before(async () => {
+  db = await PGlite.create();
+  await db.transaction(async (transaction) => transaction.exec(await readFile(script, "utf8")));
+  await db.exec(`
+    create table clock (ahead interval not null);
+    insert into clock values ('0');
+    create or replace function pgpark._now() returns timestamptz language plpgsql volatile as
+    $$ begin return clock_timestamp() + (select ahead from public.clock); end $$;`);
+});
+
+after(() => db.close());
+
+test("park_put_pool, park_pools, park_set_pool_state, park_drop_pool", async () => {
+  assert.equal(await value("park_put_pool", { name: "made", config: { max_units: 4 } }), "created");
+  assert.equal(await value("park_put_pool", { name: "made", config: { max_units: 4 } }), "unchanged");
+  assert.equal(await value("park_put_pool", { name: "made", config: { max_units: 8 } }), "changed");
+  await assert.rejects(call("park_put_pool", { name: "made", config: { max_unit: 8 } }), code("22023"));
+
+  await call("park_set_pool_state", { name: "made", state: "paused" });
+  const [row] = await call("park_pools", { pool: "made" });
+  assert.equal(row.state, "paused");
+  assert.equal(row.settings.max_units, 8);
+  const id = await parked("made");
+  assert.deepEqual(await claim("made"), []);
+
+  await assert.rejects(call("park_drop_pool", { name: "made" }), code("55006"));
+  await call("park_drop_pool", { name: "made", force: true });
+  assert.deepEqual((await call("park_result", { task_id: id })).map((r) => [r.status, r.reason]), [["dropped", "pool_dropped"]]);
+  await assert.rejects(call("park_pools", { pool: "made" }), code("42704"));
+});
+
+test("park_submit and park_submit_many: parked, delayed, and every refusal", async () => {
+  await pool("submits", { max_queue_depth: 3 });
+  const rows = await call("park_submit_many", {
+    pool: "submits",
+    tasks: [
+      { payload: { prompt: "ümlaut" }, priority: "low", idempotency_key: "k" },
+      { payload: null, units: 4, run_at: "2999-01-01T00:00:00Z" },
+      { payload: 1, units: 5 },
+      { payload: 2, deadline: "2001-01-01T00:00:00Z" },
+      { payload: 3, idempotency_key: "k" },
+      { payload: 4 },
+      { payload: 5 },
+    ],
+  });
+  assert.deepEqual(
+    rows.map((row) => [row.accepted, row.status, row.reason]),
+    [
+      [true, "parked", null],
+      [true, "delayed", null],
+      [false, "rejected", "too_large"],
+      [false, "rejected", "deadline_expired"],
+      [true, "parked", "duplicate"],
+      [true, "parked", null],
+      [false, "rejected", "queue_full"],
+    ],
+  );
+  const [again] = await call("park_submit", { pool: "submits", payload: {}, idempotency_key: "k" });
+  assert.deepEqual([again.task_id, again.reason], [rows[0].task_id, "duplicate"]);
+  await call("park_set_pool_state", { name: "submits", state: "draining" });
+  assert.equal((await call("park_submit", { pool: "submits", payload: {} }))[0].reason, "pool_closed");
+  await assert.rejects(call("park_submit", { pool: "submits", payload: {}, priority: "urgent" }), code("22023"));
+  await assert.rejects(call("park_submit", { pool: "nowhere", payload: {} }), code("42704"));
+});
+
+test("a submit that is rolled back was none", async () => {
+  await pool("undone");
+  await db.query("begin");
+  await parked("undone");
+  await db.query("rollback");
+  assert.equal((await call("park_stats", { pool: "undone" }))[0].parked, 0);
+});
+
+test("park_claim: rank order, exact capacity, the worker's own capacity, the head", async () => {
+  await pool("claims");
+  const low = await parked("claims", { priority: "low", units: 1 });
+  const wide = await parked("claims", { units: 3, payload: { prompt: "ümlaut" } });
+  const wider = await parked("claims", { units: 2 });
+  const urgent = await parked("claims", { priority: "critical", units: 1 });
+  const got = await claim("claims", { max_units: 4 });
+  assert.deepEqual(got.map((task) => task.task_id), [urgent, wide]);
+  assert.deepEqual(got[1].payload, { prompt: "ümlaut" });
+  assert.deepEqual(await claim("claims", { worker: "other" }), []);
+
+  assert.equal(await value("park_finish", { task_id: urgent, attempt: 1 }), true);
+  assert.deepEqual(await claim("claims"), [], "one unit is free, but the head wants two");
+  assert.deepEqual(
+    (await call("park_explain", { pool: "claims" })).map((row) => [row.task_id, row.position, row.why]),
+    [[wider, 0, "no units"], [low, 1, "held for head"]],
+  );
+  assert.equal(await value("park_finish", { task_id: wide, attempt: 1 }), true);
+  assert.deepEqual((await claim("claims", { worker: "small", max_units: 2 })).map((task) => task.task_id), [wider]);
+});
+
+test("park_finish and park_finish_many: one outcome; a late attempt is fenced; a failure is retried", async () => {
+  await pool("finishes", { retry: { max_attempts: 2, backoff_secs: 10 }, archive: true });
+  const [one, two, three] = [await parked("finishes"), await parked("finishes"), await parked("finishes")];
+  await claim("finishes");
+  assert.equal(await value("park_finish", { task_id: one, attempt: 2 }), false);
+  assert.equal(await value("park_finish", { task_id: one, attempt: 1, result: { answer: 42 } }), true);
+  assert.equal(await value("park_finish", { task_id: one, attempt: 1 }), false);
+  assert.deepEqual((await call("park_result", { task_id: one }))[0].payload, { answer: 42 });
+
+  const written = await call("park_finish_many", {
+    outcomes: [
+      { task_id: two, attempt: 1, status: "failed", reason: "no luck" },
+      { task_id: three, attempt: 1 },
+      { task_id: 987654, attempt: 1 },
+    ],
+  });
+  assert.deepEqual(written.map((row) => row.accepted), [true, true, false]);
+  assert.equal((await call("park_status", { task_id: two }))[0].status, "delayed");
+  await advance(11);
+  const [again] = await claim("finishes");
+  assert.deepEqual([again.task_id, again.attempt], [two, 2]);
+  await call("park_finish", { task_id: two, attempt: 2, status: "failed", reason: "no luck" });
+  const [ended] = await call("park_status", { task_id: two });
+  assert.deepEqual([ended.status, ended.reason, ended.attempt], ["failed", "no luck", 2]);
+  assert.equal((await db.query("select count(*)::int as n from pgmq.a_finishes")).rows[0].n, 3);
+});
+
+test("park_release: back in its old place, and not counted", async () => {
+  await pool("releases");
+  const first = await parked("releases", { units: 4 });
+  await parked("releases");
+  await claim("releases");
+  assert.equal(await value("park_release", { task_id: first, attempt: 1 }), true);
+  assert.equal(await value("park_release", { task_id: first, attempt: 1 }), false);
+  assert.equal((await call("park_status", { task_id: first }))[0].position, 0);
+  assert.equal((await claim("releases"))[0].attempt, 2);
+});
+
+test("park_heartbeat and park_cancel: a renewed lease holds, a lapsed one does not; who must stop is told", async () => {
+  await pool("leases", { lease_secs: 30 });
+  const [kept, lost, unwanted] = [await parked("leases"), await parked("leases"), await parked("leases")];
+  await claim("leases");
+  await advance(20);
+  assert.deepEqual(await call("park_heartbeat", { pool: "leases", worker: "w", task_ids: [kept, unwanted] }), []);
+  await advance(20);
+  assert.deepEqual((await claim("leases", { worker: "heir" })).map((t) => [t.task_id, t.attempt]), [[lost, 2]]);
+  assert.equal(await value("park_finish", { task_id: lost, attempt: 1 }), false);
+
+  assert.equal(await value("park_cancel", { task_id: unwanted, reason: "changed my mind" }), "cancelling");
+  const stop = await call("park_heartbeat", { pool: "leases", worker: "w", task_ids: [kept, lost, unwanted] });
+  assert.deepEqual(stop.map((row) => Object.values(row)[0]).sort((a, b) => a - b), [lost, unwanted]);
+  await call("park_finish", { task_id: unwanted, attempt: 1, status: "failed" });
+  assert.equal(await value("park_cancel", { task_id: unwanted }), "finished");
+  assert.equal((await call("park_result", { task_id: unwanted }))[0].reason, "changed my mind");
+  assert.equal(await value("park_cancel", { task_id: await parked("leases") }), "dropped");
+  assert.equal(await value("park_cancel", { task_id: 987654 }), "unknown");
+});
+
+test("park_fetch, park_ack, park_result: the mailbox by tenant, user and session", async () => {
+  await pool("mail");
+  const id = await parked("mail", { tenant: "acme", user_id: "ada", session_id: "tab-1", idempotency_key: "once" });
+  await parked("mail", { tenant: "acme", user_id: "bob" });
+  await claim("mail");
+  for (const task of [id, id + 1]) await call("park_finish", { task_id: task, attempt: 1, result: { task } });
+  assert.equal((await call("park_fetch", { tenant: "acme" })).length, 2);
+  assert.deepEqual(await call("park_fetch", { tenant: "acme", user_id: "ada", session_id: "tab-2" }), []);
+  const mine = await call("park_fetch", { tenant: "acme", user_id: "ada", session_id: "tab-1", max_messages: 5 });
+  assert.deepEqual(mine.map((row) => [row.task_id, row.status, row.payload]), [[id, "completed", { task: id }]]);
+  assert.equal(await value("park_ack", { message_ids: [mine[0].message_id] }), 1);
+  assert.deepEqual(await call("park_result", { task_id: id }), []);
+  assert.equal((await call("park_submit", { pool: "mail", payload: {}, idempotency_key: "once" }))[0].reason, null);
+});
+
+test("park_status: from parked to its outcome", async () => {
+  await pool("states");
+  const id = await parked("states", { units: 2, priority: "high" });
+  const seen = async () => (await call("park_status", { task_id: id }))[0];
+  assert.deepEqual([(await seen()).status, (await seen()).position], ["parked", 0]);
+  await claim("states");
+  assert.deepEqual([(await seen()).status, (await seen()).worker], ["running", "w"]);
+  await call("park_finish", { task_id: id, attempt: 1 });
+  const ended = await seen();
+  assert.deepEqual([ended.status, ended.priority, ended.units], ["completed", "high", 2]);
+  assert.ok(ended.created_at <= ended.started_at && ended.started_at <= ended.finished_at);
+});
+
+test("park_prune and park_maintain: deadlines, delays, leases, retention, and when to look again", async () => {
+  await pool("timers", { lease_secs: 30, mailbox: { ttl_secs: 100 } });
+  const at = async (seconds) => (await db.query("select pgpark._now() + make_interval(secs => $1) as t", [seconds])).rows[0].t;
+  await parked("timers", { deadline: await at(5) });
+  assert.ok((await call("park_maintain", { pool: "timers" }))[0].next_due instanceof Date);
+  await advance(6);
+  assert.equal(await value("park_prune", { pool: "timers" }), 1);
+
+  await parked("timers");
+  await claim("timers");
+  const delayed = await parked("timers", { run_at: await at(10) });
+  await parked("timers", { run_at: await at(1000), deadline: await at(2000) });
+  await advance(40);
+  const [done] = await call("park_maintain", { pool: "timers" });
+  assert.deepEqual([done.expired, done.reclaimed, done.promoted], [0, 1, 1]);
+  assert.equal((await call("park_status", { task_id: delayed }))[0].status, "parked");
+  await advance(100);
+  assert.equal((await call("park_maintain"))[0].purged, 1);
+});
+
+test("park_stats: the numbers of a pool", async () => {
+  await pool("numbers");
+  await parked("numbers", { units: 3 });
+  await parked("numbers", { units: 2 });
+  await parked("numbers", { run_at: "2999-01-01T00:00:00Z" });
+  const [task] = await claim("numbers");
+  let [row] = await call("park_stats", { pool: "numbers" });
+  assert.deepEqual([row.used_units, row.running, row.parked, row.delayed, row.workers], [3, 1, 1, 1, 1]);
+  await call("park_finish", { task_id: task.task_id, attempt: 1 });
+  [row] = await call("park_stats", { pool: "numbers" });
+  assert.deepEqual([row.used_units, row.completed], [0, 1]);
+});
+
+test("park_llm_units: what a request costs", async () => {
+  await pool("llm", {
+    max_units: 24, cost_model: { model_vram_gb: 4, kv_per_token_mb: 0.5, max_batch_tokens: 8192 },
+  });
+  assert.equal(await value("park_llm_units", { pool: "llm", prompt_tokens: 1000, max_tokens: 1048 }), 5);
+  await assert.rejects(call("park_llm_units", { pool: "llm", prompt_tokens: -1, max_tokens: 1 }), code("22023"));
+});
+
+test("fair share, a tenant's limit and drop_lowest", async () => {
+  await pool("fair", { fairness: "tenant", tenants: { big: { max_units: 2 } }, max_queue_depth: 4, overflow: "drop_lowest" });
+  const submit = (tenant, priority) => parked("fair", { tenant, priority });
+  const [one, two, three] = [await submit("big", "normal"), await submit("big", "normal"), await submit("big", "low")];
+  const other = await submit("small", "normal");
+  const urgent = await submit("small", "high"); // the lot is full: the lowest makes room
+  assert.equal((await call("park_status", { task_id: three }))[0].status, "dropped");
+  assert.deepEqual((await claim("fair")).map((task) => task.task_id), [urgent, one, other, two]);
+});
+
+test("an unlogged queue", async () => {
+  await pool("memory", { queue: { type: "in_memory" } });
+  await parked("memory");
+  assert.equal((await claim("memory")).length, 1);
+});
+
+test("a transaction above READ COMMITTED is refused", async () => {
+  await db.query("begin transaction isolation level repeatable read");
+  await assert.rejects(call("park_claim", { pool: "claims", worker: "w" }), code("25001"));
+  await db.query("rollback");
+});
+
+test("LISTEN hears of work, of a cancel and of outcomes", async () => {
+  await pool("bells");
+  const channels = { pool: '"pgpark.pool.bells"', mailbox: '"pgpark.mailbox"' }; // quoted: there are dots in them
+  for (const [short, channel] of Object.entries(channels)) {
+    await db.listen(channel, (message) => heard.push([short, message]));
+  }
+  const during = async (work) => {
+    heard.length = 0;
+    const result = await work();
+    await new Promise((resolve) => setImmediate(resolve));
+    return result;
+  };
+  const id = await during(() => parked("bells"));
+  assert.deepEqual(heard, [["pool", ""]]);
+  await claim("bells");
+  await during(() => call("park_cancel", { task_id: id }));
+  assert.deepEqual(heard, [["pool", "cancel"]]);
+  await during(() => call("park_finish", { task_id: id, attempt: 1, status: "failed" }));
+  assert.deepEqual(heard.sort(), [["mailbox", String(id)], ["pool", ""]]);
+  // What listen() returns forgets the quotes (PGlite 0.5.16).
+  for (const channel of Object.values(channels)) await db.unlisten(channel);
+});
+
+test("every public function was called here", async () => {
+  const { rows } = await db.query(
+    "select distinct proname from pg_proc where pronamespace = 'pgpark'::regnamespace and proname ~ '^park_' order by 1");
+  assert.deepEqual(rows.map((row) => row.proname).filter((name) => !called.has(name)), []);
+});
