@@ -216,6 +216,10 @@ def _yaml(text: str, file: str) -> Any:
         return yaml.load(text, Loader)
     except BadInputError:
         raise
+    except yaml.MarkedYAMLError as error:  # its own text repeats the line, which may hold a secret
+        mark = error.problem_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise BadInputError(f"{file} is not YAML: {error.problem}{place}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInputError(f"{file} is not YAML: {one_line(error)}") from error
 

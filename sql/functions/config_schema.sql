@@ -51,14 +51,25 @@ as $$
     ('mailbox.notifier.base_url', 'Where callbacks are posted to.', null, '"https://gateway.example.com/hooks/mailbox"'),
     ('mailbox.notifier.auth_header', 'The Authorization header of callbacks. Keep its token in a variable.', null,
      '"Bearer ${GATEWAY_TOKEN}"'),
-    ('mailbox.notifier.timeout_secs', 'Seconds that a callback may take.', null, '10'),
-    ('mailbox.notifier.max_attempts', 'How often a callback is tried.', null, '8'),
+    ('mailbox.notifier.timeout_secs', 'Seconds that a callback may take.', '10', '30'),
+    ('mailbox.notifier.max_attempts', 'How often a callback is tried before it becomes a dead letter.', '20', '8'),
     ('cost_model', 'Turns tokens of a language-model request into units: park_llm_units.', null, null),
-    ('cost_model.model_vram_gb', 'GiB that the weights take.', null, '14'),
+    ('cost_model.model_vram_gb', 'GiB of weights that every request loads. With kv_per_token_mb and max_batch_tokens.', null,
+     '14'),
     ('cost_model.kv_per_token_mb', 'MiB of cache that a token takes.', null, '0.5'),
     ('cost_model.max_batch_tokens', 'Most tokens of a request that count.', null, '8192'),
-    ('cost_model.gpu_vram_total_gb', 'GiB that the GPU has.', null, '24'),
-    ('cost_model.gpu_overhead_gb', 'GiB that are taken before any request.', null, '1');
+    ('cost_model.gpu_vram_total_gb', 'GiB that the card has; max_units follows from it where it is left out.', null, '24'),
+    ('cost_model.gpu_overhead_gb', 'GiB that are taken before any request.', '0', '1'),
+    ('cost_model.weights_gb', 'GiB of weights that are loaded once, for all requests.', null, '15'),
+    ('cost_model.num_hidden_layers', 'Layers with a KV cache, as in the config.json of the model.', null, '32'),
+    ('cost_model.num_key_value_heads', 'Key and value heads of a layer, as in config.json.', null, '8'),
+    ('cost_model.head_dim', 'Size of a head, as in config.json or hidden_size / num_attention_heads.', null, '128'),
+    ('cost_model.kv_lora_rank', 'For MLA instead of heads: the size of the latent, as in config.json.', null, '512'),
+    ('cost_model.qk_rope_head_dim', 'For MLA: the size of the rotary part, as in config.json.', null, '64'),
+    ('cost_model.kv_bytes', 'Bytes of a number in the cache: 2 for bf16 and fp16, 1 for fp8.', '2', '1'),
+    ('cost_model.block_tokens', 'Tokens of a block, in which the server allots the cache.', '16', '32'),
+    ('cost_model.unit_mb', 'MiB of a unit of this pool.', '1', '64'),
+    ('cost_model.gpu_memory_utilization', 'Part of the card that the server may use.', '0.9', '0.85');
 $$;
 
 create or replace function pgpark.park_config_schema() returns json
@@ -100,9 +111,7 @@ as $$
 #variable_conflict use_column
 declare
   required text[] := case _schema_of_group.group_
-                       when '' then array['max_units']
                        when 'mailbox.notifier' then array['base_url']
-                       when 'cost_model' then array['model_vram_gb', 'kv_per_token_mb', 'max_batch_tokens']
                        else '{}' end;
   usual_type text := (select w.default_value #>> '{}' from pgpark._config_words() w
                       where w.path = _schema_of_group.group_ || '.type');
@@ -128,6 +137,10 @@ begin
                               when members is null then pgpark._schema_of_group(_schema_of_group.group_ || '.*')
                               else 'false' end,
     'properties', members,
+    'anyOf', case _schema_of_group.group_ when '' then json_build_array(
+      json_build_object('required', json_build_array('max_units')),
+      json_build_object('required', json_build_array('cost_model'), 'properties', json_build_object(
+        'cost_model', json_build_object('required', json_build_array('gpu_vram_total_gb'))))) end,
     'allOf', rules));
 end
 $$;
