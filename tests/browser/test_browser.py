@@ -33,7 +33,7 @@ class Visit:
         self.wait_until_ready()
 
     def _hear(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
+        if message.type == "error":
             self.complaints.append(message.text)
 
     def wait_until_ready(self) -> str:
