@@ -8,7 +8,7 @@ const POOL = "browser";
 const CONFIG = {
   max_units: 4, // four Web Workers
   resource_kind: "cpu",
-  lease_secs: 4, // so that the tasks of a page that went away come back soon
+  lease_secs: 10, // the tasks of a page that went away come back after it
   retry: { max_losses: 10 }, // reloading is what this page is for
   mailbox: { ttl_secs: 3600 },
 };
