@@ -52,7 +52,13 @@ class _NoCardError(Exception):
 @click.option("--kv-bytes", type=int, help="Bytes of a number in its KV cache, if not those of its dtype: 1 for fp8.")
 @click.option("--utilization", default=_UTILIZATION, show_default=True, type=float, help="Share of the card to use.")
 @click.option("--overhead-gb", default=0.0, show_default=True, type=float, help="GiB to leave free besides.")
-@click.option("--config", "config_only", is_flag=True, help="Print the pool configs alone, as a config file.")
+@click.option(
+    "--config",
+    "config_only",
+    envvar="PGPARK_GPU_CONFIG",
+    is_flag=True,
+    help="Print the pool configs alone, as a config file.",
+)
 @click.option("--json", "as_json", envvar="PGPARK_JSON", is_flag=True, help="Print JSON, one object a card.")
 def gpu(
     model: Path | None,

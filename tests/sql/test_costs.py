@@ -60,6 +60,13 @@ def test_a_sum_that_is_whole_is_not_rounded_up(db: Database) -> None:
     assert units(db, 3073, 0) == 2
 
 
+def test_a_byte_too_many_is_a_unit_more_however_large_the_sum(db: Database) -> None:
+    """Numeric division keeps 16 digits: 10^18 + 1 bytes would come out as no more than 10^18."""
+    db.pool(cost_model={"model_vram_gb": 10**9, "kv_per_token_mb": 0.000001, "max_batch_tokens": 9})
+    assert units(db, 0, 0) == 10**9
+    assert units(db, 1, 0) == 10**9 + 1
+
+
 @pytest.mark.parametrize("tokens", [(-1, 5), (5, -1), (None, 5), (5, None)])
 @pytest.mark.parametrize("cost_model", [WHOLE, LLAMA_8B])
 def test_impossible_token_counts_are_named(db: Database, tokens: Any, cost_model: Any) -> None:
