@@ -123,8 +123,6 @@ class Listener:
             try:
                 with contextlib.closing(connect(self._dsn)) as connection:
                     connection.execute(_LISTEN)
-                    with self._lock:
-                        self._fresh |= self._waiting.keys()  # something may have come while nobody listened
                     retry_secs = _FIRST_RETRY_SECS
                     self._serve(connection)
             except (BadInputError, NotMigratedError) as error:
@@ -140,6 +138,7 @@ class Listener:
 
     def _serve(self, connection: psycopg.Connection[DictRow]) -> None:
         """Delivers until closed. Raises when the connection is lost."""
+        # Due at once: something may have come while nobody listened.
         timers_at = backstop_at = timers_ran = 0.0
         with selectors.DefaultSelector() as selector:
             selector.register(connection.fileno(), selectors.EVENT_READ)

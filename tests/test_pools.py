@@ -433,10 +433,12 @@ def test_a_killed_listener_comes_back_and_the_result_arrives(db: Database, pool:
     with ThreadPoolExecutor(1) as threads:
         future = threads.submit(pool.result, task, 60)
         (listener,) = wait_for(lambda: backends(db) - before)
+        began = time.monotonic()
         db.rows("select pg_terminate_backend(%s)", listener)
         db.finish(task, result=7)  # nobody listens now
         message = future.result()
         assert message is not None and message.payload == 7
+        assert time.monotonic() - began < 30, "not only by the last look"
 
 
 def test_a_deadline_ends_a_wait_where_no_worker_lives(db: Database, pool: Pool) -> None:

@@ -115,7 +115,7 @@ def database_options(command: F) -> F:
     def wrapper(settings: Settings, *args: Any, pools_file: Path | None, **kwargs: Any) -> Any:
         pool = kwargs[argument] if argument else kwargs.pop("pool")
         if pools_file is not None:
-            settings = _settled(settings, pools_file, pool)
+            settings = _settled(settings, pools_file, pool, "name one of" if argument else "name one with --pool:")
         elif pool is not None and not argument:
             raise click.UsageError("--pool goes with --pools FILE")
         return command(settings, *args, **kwargs)
@@ -124,13 +124,13 @@ def database_options(command: F) -> F:
     return optioned if argument else one(optioned)
 
 
-def _settled(settings: Settings, file: Path, pool: str | None) -> Settings:
+def _settled(settings: Settings, file: Path, pool: str | None, advice: str) -> Settings:
     """The settings with the database of a pool of this file; of all pools, if none is named and they share one."""
     config = load(file, only_places=True)
     given = Place(settings.dsn, settings.home)
     places = {config.place(name, given) for name in ([pool] if pool is not None else config.pools)}
     if len(places) > 1:
-        raise BadInputError(f"{file}: its pools live in {len(places)} databases; name one of {', '.join(config.pools)}")
+        raise BadInputError(f"{file}: its pools live in {len(places)} databases; {advice} {', '.join(config.pools)}")
     (place,) = places
     return Settings(place.dsn, place.home, settings.json)
 

@@ -114,7 +114,8 @@ def test_the_users_file_works_unchanged_on_a_server_and_on_an_embedded_one(
     refused = pgpark("status", task, *file)
     assert (refused.code, refused.err) == (
         2,
-        "pgpark: scheduler-config.json: its pools live in 2 databases; name one of llm_inference, tauri_local_llm\n",
+        "pgpark: scheduler-config.json: its pools live in 2 databases; name one with --pool: "
+        "llm_inference, tauri_local_llm\n",
     )
     unknown = pgpark("submit", "tauri_llm", "1", *file)
     assert unknown.err == (
