@@ -169,13 +169,14 @@ begin
     else json_strip_nulls(json_build_object('type', 'string', 'minLength', 1, 'pattern', case given.kind
       when 'queue' then '^[a-z0-9_]{1,47}$'
       when 'table' then '^[a-z_][a-z0-9_]{0,62}$'
+      when 'header' then '^[!-~]([ -~]*[!-~])?$'
       when 'url' then '^https?://[^\s/?#@]+(/[^\s?#]*)?$' end))
   end;
   return json_strip_nulls(json_build_object(
     'description', given.description,
     'default', given.default_value,
     'examples', case when given.example is not null then json_build_array(given.example) end,
-    'writeOnly', case when given.kind = 'secret' then true end,
+    'writeOnly', case when given.kind in ('secret', 'header') then true end,
     'anyOf', case
       when given.kind = 'object' then json_build_array(value, json_build_object('type', 'null'))
       else json_build_array(

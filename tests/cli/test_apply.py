@@ -270,7 +270,7 @@ def test_the_defaults_of_the_schema_are_those_of_a_pool(db: Database) -> None:
     for row in db.rows("select path, default_value from pgpark._config_words() where default_value is not null"):
         value: Any = settings
         for key in row["path"].replace("*", "t").split("."):
-            value = value.get(key, {})
+            value = (value or {}).get(key, {})
         assert value in (row["default_value"], {}), row["path"]
 
 
