@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -17,7 +17,8 @@ from pgpark.binding import Fetch, OfPool, Plain, Submit, SubmitMany, Types
 from pgpark.calls import Call
 from pgpark.errors import translated
 from pgpark.executors import FunctionExecutor, load_handler
-from pgpark.models import Message, PoolInfo, PoolStats
+from pgpark.models import Message, Part, PoolInfo, PoolStats
+from pgpark.streaming import stream, stream_async
 from pgpark.transactions import (
     AsyncTransaction,
     Transaction,
@@ -174,6 +175,14 @@ class Pool(BasePool[PayloadT, ResultT]):
         message = message or self.run(calls.result(task_id))
         return None if message is None else self.types.decode(message)
 
+    def stream(self, task_id: int, timeout: float | None = None) -> Iterator[Part | Message[ResultT]]:
+        """The parts of a task that are kept, then those that come, and last its outcome; see Client.stream.
+
+        On a connection of its own. Raises BadResultError, DatabaseError.
+        """
+        for item in stream(self._database.dsn, task_id, timeout):
+            yield item if isinstance(item, Part) else self.types.decode(item)
+
     def run(self, call: Call[T]) -> T:
         """Runs a call on the database of this pool, or in the transaction that it is bound to."""
         if self._transaction is not None:
@@ -203,6 +212,12 @@ class AsyncPool(BasePool[PayloadT, ResultT]):
             message = await self._database.listener.wait_async(task_id, timeout)
         message = message or await self.run(calls.result(task_id))
         return None if message is None else self.types.decode(message)
+
+    async def stream(self, task_id: int, timeout: float | None = None) -> AsyncIterator[Part | Message[ResultT]]:
+        """The parts of a task as they come, then its outcome, for `async for`; as Pool.stream."""
+        async with contextlib.aclosing(stream_async(self._database.dsn, task_id, timeout)) as items:
+            async for item in items:
+                yield item if isinstance(item, Part) else self.types.decode(item)
 
     async def run(self, call: Call[T]) -> T:
         """Runs a call on the database of this pool, or in the transaction that it is bound to."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 
 import psycopg
 from psycopg import sql
@@ -49,7 +49,7 @@ def stream(dsn: str, task_id: int, timeout: float | None = None) -> Iterator[Par
             raise translated(error) from error
 
 
-async def stream_async(dsn: str, task_id: int, timeout: float | None = None) -> AsyncIterator[Part | Message]:
+async def stream_async(dsn: str, task_id: int, timeout: float | None = None) -> AsyncGenerator[Part | Message, None]:
     """The same for asyncio."""
     following = _Following(task_id, timeout)
     async with await connect_async(dsn) as connection:

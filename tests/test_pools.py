@@ -460,6 +460,21 @@ def test_two_may_wait_for_one_task(db: Database, pool: Pool) -> None:
         assert all(future.result() for future in futures)
 
 
+def test_a_stream_gives_the_parts_and_then_the_outcome(db: Database, pool: Pool) -> None:
+    task_id = pool.submit("x").task_id
+    assert task_id is not None
+    db.claim()
+    assert pool.run(calls.emit(task_id, 1, [{"content": "to"}, {"content": "ken"}]))
+    finish(db, task_id, {"length": 5})
+
+    async def read(later: AsyncPool) -> list[Any]:
+        return [item async for item in later.typed(str, Answer).stream(task_id)]
+
+    for items in (list(pool.typed(str, Answer).stream(task_id)), asynchronously(db.dsn, read)):
+        assert [item.content for item in items[:-1]] == ["to", "ken"]
+        assert items[-1].payload == Answer(length=5)
+
+
 def test_asyncio_waits_beside_other_work_and_can_be_cancelled(db: Database) -> None:
     async def work(pool: AsyncPool) -> None:
         tasks = [(await pool.submit(n)).task_id or 0 for n in range(20)]

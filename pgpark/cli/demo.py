@@ -36,6 +36,8 @@ MAX_UNITS = 24
 WORKER_UNITS = 16
 TENANTS = ("acme", "globex", "initech")
 PRIORITIES = ("critical", "high", "normal", "low")
+_QUEUES = ("in_memory", "postgres_custom", "postgres_pgmq", "yaque")
+_MAILBOXES = ("in_memory", "postgres")
 _TASKS = 72
 _GIVE_UP_SECS = 60.0
 _LOOK_SECS = 0.1
@@ -61,8 +63,10 @@ class _Show:
 
 
 @click.command()
+@click.option("--queue", default="postgres_pgmq", show_default=True, type=click.Choice(_QUEUES), help="Its queue.type.")
+@click.option("--mailbox", default="postgres", show_default=True, type=click.Choice(_MAILBOXES), help="Its mailbox.")
 @dsn_options
-def demo(settings: Settings) -> int:
+def demo(settings: Settings, queue: str, mailbox: str) -> int:
     """Watch 72 tasks of 1 to 16 units share a pool of 24, with one of two workers killed half-way."""
     if settings.dsn:
         messages.print("using your database ...")
@@ -75,20 +79,19 @@ def demo(settings: Settings) -> int:
         contextlib.closing(connect(dsn)) as connection,
     ):
         migrate(connection)
-        _prepare(connection)
+        _prepare(connection, {"queue": {"type": queue}, "mailbox": {"storage": {"type": mailbox}}})
         with _workers(dsn, Path(logs)) as workers:
             show = _watch(connection, workers, Path(logs))
         return _report(settings, connection, show)
 
 
-def _prepare(connection: psycopg.Connection[DictRow]) -> None:
+def _prepare(connection: psycopg.Connection[DictRow], kept: dict[str, Any]) -> None:
+    """Makes the pool anew, which keeps things as `kept` says, and submits the tasks."""
     with contextlib.suppress(UnknownPoolError):
         calls.run_on(connection, calls.drop_pool(POOL, force=True))
     connection.execute("select pgpark.park_ack(array(select message_id from pgpark.mailbox where pool = %s))", [POOL])
-    calls.run_on(
-        connection,
-        calls.put_pool(POOL, {"max_units": MAX_UNITS, "resource_kind": "gpu_vram", "max_bypass": 8, "lease_secs": 2}),
-    )
+    config = {"max_units": MAX_UNITS, "resource_kind": "gpu_vram", "max_bypass": 8, "lease_secs": 2}
+    calls.run_on(connection, calls.put_pool(POOL, config | kept))
     dice = random.Random(7)
     tasks = []
     for number in range(_TASKS):

@@ -12,9 +12,50 @@ set search_path = pgpark, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
+begin
+  return query select * from pgpark._fetch(null, tenant, user_id, session_id, since, max_messages);
+end
+$$;
+
+comment on function pgpark.park_fetch is
+'Outcomes in the mailbox of a tenant, oldest first; a null user_id or session_id means any. since: only those that
+landed at this time or later. payload is the worker''s result. Messages stay until park_ack takes them out, which is
+the safe way to read each once: an outcome that is committed later may carry an earlier time.
+Errors: 22023.';
+
+create or replace function pgpark.park_fetch_of(
+  pool text,
+  tenant text,
+  user_id text default null,
+  session_id text default null,
+  since timestamptz default null,
+  max_messages int default 50)
+returns setof pgpark.message
+language plpgsql stable
+set search_path = pgpark, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+begin
+  if park_fetch_of.pool is null then
+    raise exception 'pool must not be null' using errcode = '22023', hint = 'park_fetch reads those of all pools.';
+  end if;
+  return query select * from pgpark._fetch(pool, tenant, user_id, session_id, since, max_messages);
+end
+$$;
+
+comment on function pgpark.park_fetch_of is
+'As park_fetch, but only the outcomes of tasks of one pool, also of one that was dropped since. Errors: 22023.';
+
+create or replace function pgpark._fetch(
+  pool text, tenant text, user_id text, session_id text, since timestamptz, max_messages int)
+returns setof pgpark.message
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
 #variable_conflict use_column
 begin
-  if park_fetch.tenant is null then
+  if _fetch.tenant is null then
     raise exception 'tenant must not be null'
       using errcode = '22023', hint = 'The outcome of a task without a tenant is found with park_result(task_id).';
   elsif coalesce(max_messages, 0) < 1 then
@@ -25,20 +66,15 @@ begin
   select m.message_id, m.task_id, m.pool, m.tenant, m.user_id, m.session_id, m.status, m.reason, m.payload,
          m.created_at
   from mailbox m
-  where m.tenant = park_fetch.tenant
-    and (park_fetch.user_id is null or m.user_id = park_fetch.user_id)
-    and (park_fetch.session_id is null or m.session_id = park_fetch.session_id)
-    and (park_fetch.since is null or m.created_at >= park_fetch.since)
+  where m.tenant = _fetch.tenant
+    and (_fetch.pool is null or m.pool = _fetch.pool)
+    and (_fetch.user_id is null or m.user_id = _fetch.user_id)
+    and (_fetch.session_id is null or m.session_id = _fetch.session_id)
+    and (_fetch.since is null or m.created_at >= _fetch.since)
   order by m.message_id
   limit max_messages;
 end
 $$;
-
-comment on function pgpark.park_fetch is
-'Outcomes in the mailbox of a tenant, oldest first; a null user_id or session_id means any. since: only those that
-landed at this time or later. payload is the worker''s result. Messages stay until park_ack takes them out, which is
-the safe way to read each once: an outcome that is committed later may carry an earlier time.
-Errors: 22023.';
 
 create or replace function pgpark.park_ack(message_ids bigint[]) returns int
 language plpgsql

@@ -16,17 +16,7 @@ from pgpark.migrate import migrate
 from tests.conftest import Database
 
 # As its users have it.
-EXAMPLE = """
-{"pools": {
-  "llm_inference": {"max_units": 20, "max_queue_depth": 10000, "default_timeout_secs": 60,
-    "queue": {"type": "postgres_pgmq", "queue_name": "llm_inference"},
-    "mailbox": {"storage": {"type": "postgres", "table": "pl_mailbox_messages"},
-                "notifier": {"type": "http", "base_url": "https://gateway.example.com/hooks/mailbox",
-                             "auth_header": "Bearer TOKEN"}}},
-  "tauri_local_llm": {"max_units": 8, "max_queue_depth": 1000, "default_timeout_secs": 60,
-    "queue": {"type": "yaque", "path": "./data/queues", "stream": "tauri_llm"},
-    "mailbox": {"storage": {"type": "in_memory"}}}}}
-"""
+EXAMPLE = (Path(__file__).parents[2] / "examples" / "scheduler-config.json").read_text(encoding="utf-8")
 
 
 class Printed:
