@@ -223,6 +223,10 @@ def check_a_paused_lot_starts_nothing_until_it_is_resumed(lot: Visit) -> None:
 def check_a_reload_loses_nothing(lot: Visit) -> None:
     (done,) = lot.submit({"units": 1})
     lot.wait_until_ended([done])
+    # A lease that outlives the start of the next page, however slow: the lapse is forced below.
+    lot.sql(
+        "select pgpark.park_put_pool('browser', config || '{\"lease_secs\": 600}') from pgpark.park_pools('browser')"
+    )
     (interrupted,) = lot.submit({"units": 3, "samples": 20, "height": 480})  # seconds of painting
     blocked = lot.submit({"units": 4}, {"units": 2, "priority": "low"})
     lot.wait_until_running(interrupted)
@@ -232,6 +236,10 @@ def check_a_reload_loses_nothing(lot: Visit) -> None:
     assert lot.wait_until_ready() != before
     assert lot.sql("select status from pgpark.park_result($1)", done) == [{"status": "completed"}]
     lot.page.wait_for_selector(f"#outcomes [data-task='{done}'] canvas")  # painted from the mailbox
+    lot.page.wait_for_selector(f"#units .lost[data-task='{interrupted}']")
+    assert lot.value("select used_units from pgpark.park_stats('browser')") == 3
+    lot.sql("update pgpark.task set lease_until = now() where task_id = $1", interrupted)
+    lot.sql("select pg_notify('pgpark.pool.browser', '')")
     ended = lot.wait_until_ended([interrupted, *blocked])
     assert {row["status"] for row in ended.values()} == {"completed"}
     assert ended[interrupted]["attempt"] == 2
