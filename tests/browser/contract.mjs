@@ -280,10 +280,69 @@ test("fair share, a tenant's limit and drop_lowest", async () => {
   assert.deepEqual((await claim("fair")).map((task) => task.task_id), [urgent, one, other, two]);
 });
 
-test("an unlogged queue", async () => {
-  await pool("memory", { queue: { type: "in_memory" } });
-  await parked("memory");
-  assert.equal((await claim("memory")).length, 1);
+test("park_llm_capacity: what a card holds", async () => {
+  const cost_model = {
+    num_hidden_layers: 32, num_key_value_heads: 8, head_dim: 128, weights_gb: 15, gpu_vram_total_gb: 24, unit_mb: 64,
+  };
+  const [row] = await call("park_llm_capacity", { cost_model });
+  assert.equal(Number(row.bytes_per_token), 131072);
+  assert.equal(row.max_units, Math.floor(((24 * 0.9 - 15) * 1024) / 64));
+});
+
+test("park_plan_pool and moves between all kinds of queues and mailboxes", async () => {
+  await pool("moving");
+  const ids = [await parked("moving", { tenant: "m" })];
+  const kinds = [
+    { queue: { type: "in_memory" }, mailbox: { storage: { type: "in_memory" } } },
+    { queue: { type: "postgres_custom", table: "own" }, mailbox: { storage: { type: "postgres", table: "outcomes" } } },
+    { queue: { type: "yaque", path: "./data", stream: "stream" } },
+    {},
+  ];
+  for (const kind of kinds) {
+    const plan = await call("park_plan_pool", { name: "moving", config: { max_units: 4, ...kind } });
+    assert.ok(plan.some((row) => row.key.startsWith("queue.")));
+    assert.equal(await value("park_put_pool", { name: "moving", config: { max_units: 4, ...kind } }), "changed");
+    ids.push(await parked("moving", { tenant: "m" }));
+    const [task] = await claim("moving", { max_tasks: 1 });
+    assert.equal(await value("park_finish", { task_id: task.task_id, attempt: 1 }), true);
+  }
+  const found = await call("park_fetch_of", { pool: "moving", tenant: "m" });
+  assert.deepEqual(found.map((row) => row.task_id), ids.slice(0, -1), "whatever part of the mailbox they are in");
+});
+
+test("park_config_schema", async () => {
+  const schema = await value("park_config_schema");
+  assert.ok(schema.properties.pools.additionalProperties.properties.max_units);
+});
+
+test("park_emit, park_emit_many, park_parts", async () => {
+  await pool("parts");
+  const task_id = await parked("parts");
+  await claim("parts");
+  assert.equal(await value("park_emit", { task_id, attempt: 1, parts: [{ content: "to" }] }), true);
+  assert.equal(await value("park_emit", { task_id, attempt: 2, parts: [{ content: "late" }] }), false);
+  const [row] = await call("park_emit_many", { emissions: [{ task_id, attempt: 1, parts: [{ content: "ken" }] }] });
+  assert.equal(row.accepted, true);
+  assert.deepEqual((await call("park_parts", { task_id })).map((part) => part.content), ["to", "ken"]);
+});
+
+test("park_callbacks, park_callback_done, park_callbacks_due, park_dead_letters, park_retry_callbacks", async () => {
+  await pool("told", { mailbox: { notifier: { base_url: "https://example.com/hooks", auth_header: "Bearer hidden" } } });
+  const id = await parked("told", { tenant: "a/b", user_id: "ü" });
+  await claim("told");
+  await call("park_finish", { task_id: id, attempt: 1, result: { text: "hi" } });
+  assert.deepEqual((await call("park_callbacks_due")).map((row) => row.pool), ["told"]);
+  const [callback] = await call("park_callbacks", { pool: "told" });
+  assert.equal(callback.url, "https://example.com/hooks/mailbox/a%2Fb/%C3%BC");
+  assert.equal(callback.auth_header, "Bearer hidden");
+  const done = (http_status) =>
+    value("park_callback_done", { callback_id: callback.callback_id, attempt: 1, http_status });
+  assert.equal(await done(410), "dead");
+  assert.deepEqual((await call("park_dead_letters")).map((row) => row.http_status), [410]);
+  assert.equal(await value("park_retry_callbacks"), 1);
+  await call("park_callbacks", { pool: "told" });
+  assert.equal(await done(204), "delivered");
+  assert.ok(!JSON.stringify(await call("park_pools")).includes("hidden"));
 });
 
 test("a transaction above READ COMMITTED is refused", async () => {
