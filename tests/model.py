@@ -17,6 +17,7 @@ from tests.model_tasks import Draft, Pool, Shares, Task
 WAITING = ("parked", "delayed")
 HOLDING = ("running", "cancelling")
 ENDED = ("completed", "failed", "expired", "dropped")
+PURGE_PAUSE_SECS = 10  # between two looks at what was kept long enough
 
 
 class Worker(NamedTuple):
@@ -292,7 +293,7 @@ class Model:
     def end(self, task: Task, state: str, reason: str | None) -> None:
         self._let_go(task, state)
         task.reason = reason
-        task.purge_at = self.now + (self.pool.ttl_secs or inf)
+        task.ended_at, task.purge_at = self.now, self.now + (self.pool.ttl_secs or inf)
         self.tally[state] += 1
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -335,10 +336,11 @@ class Model:
         return len(old)
 
     def next_timer(self) -> float:
-        """When a deadline, a delay or a lease ends next; inf for never."""
+        """When a deadline, a delay, a lease or the keeping of an outcome ends next; inf for never."""
         starts = [task.run_at for task in self.all("delayed") if task.run_at is not None]
         deadlines = [task.deadline for task in self.all(*WAITING) if task.deadline is not None]
-        return min([*starts, *deadlines, *(task.lease_until for task in self.all(*HOLDING))], default=inf)
+        purges = [max(task.purge_at, self.now + PURGE_PAUSE_SECS) for task in self.all(*ENDED)]
+        return min([*starts, *deadlines, *(task.lease_until for task in self.all(*HOLDING)), *purges], default=inf)
 
     # -- the operator --------------------------------------------------------------------------------------------------
 
@@ -346,6 +348,9 @@ class Model:
         before, self.pool = self.pool, pool
         if pool == before:
             return "unchanged"
+        if before.ttl_secs != pool.ttl_secs:
+            for task in self.all(*ENDED):
+                task.purge_at = task.ended_at + (pool.ttl_secs or inf)
         names = {*before.tenants, *pool.tenants}
         limits: list[tuple[float, float]] = [(before.max_units, pool.max_units)]
         limits += [(before.tenant(name).max_units or inf, pool.tenant(name).max_units or inf) for name in names]

@@ -75,6 +75,7 @@ class Task(Draft):
     worker: str | None = None
     lease_until: float = inf
     run_until: float = inf
+    ended_at: float = inf
     purge_at: float = inf
     backoff: float | None = None  # it waits for that long or up to a quarter less: run_at is the database's to choose
 

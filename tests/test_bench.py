@@ -1,4 +1,4 @@
-"""The short form of bench/admission.py, as a command."""
+"""The short forms of the benches, as commands."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tests.conftest import Server
 
-BENCH = Path(__file__).parent.parent / "bench" / "admission.py"
+BENCH = Path(__file__).parent.parent / "bench"
 
 
 def test_the_admission_bench_shows_figures_that_are_possible_and_a_fair_pool_that_is_fairer(
     server: Server, tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(BENCH), "--quick", "--dsn", server.admin, "--out", str(tmp_path)]
+    command = [sys.executable, str(BENCH / "admission.py"), "--quick", "--dsn", server.admin, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr  # it ends with an error when a task never starts or too much is in use
     assert done.stdout == (tmp_path / "admission.md").read_text()
@@ -38,6 +38,13 @@ def test_the_admission_bench_shows_figures_that_are_possible_and_a_fair_pool_tha
     fifo, fair = crowded[0], crowded[2]  # in strict order
     assert mean(fair["wait of light 1, 2"]) < mean(fifo["wait of light 1, 2"]) / 4
     assert float(fair["Jain"]) > 0.9 > float(fifo["Jain"])
+
+
+def test_the_purge_bench_purges_all_in_bites(dsn: str) -> None:
+    command = [sys.executable, str(BENCH / "purge.py"), "--messages", "2500", "--dsn", dsn]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2500 messages in 3 bites")
 
 
 def read_table(markdown: str) -> list[dict[str, str]]:

@@ -97,8 +97,9 @@ def site(packages: Path, script: Path) -> Iterator[str]:
     thread.join()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def chromium() -> Iterator[Browser]:
+    """A browser for one test: while it is open, its driver keeps an event loop running in this thread."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(

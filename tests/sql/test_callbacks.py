@@ -524,7 +524,7 @@ def test_the_dsn_of_a_pool_is_not_stored(db: Database) -> None:
     [
         (SECRET, "mailbox.notifier must be an object, not a string"),
         ([SECRET], "mailbox.notifier must be an object, not a array"),
-        ({"auth_headr": SECRET}, "mailbox.notifier.auth_headr is no key of a pool; did you mean auth_header?"),
+        ({"auth_headr": SECRET}, "mailbox.notifier.auth_headr is no key of a pool (did you mean auth_header?)"),
         ({"auth_header": [SECRET]}, "mailbox.notifier.auth_header must be the text of an HTTP header"),
         ({"auth_header": SECRET + "\r\nX: y"}, "mailbox.notifier.auth_header must be the text of an HTTP header"),
         ({"auth_header": f" {SECRET}"}, "mailbox.notifier.auth_header must be the text of an HTTP header"),
@@ -604,11 +604,11 @@ def test_a_finish_that_calls_back_never_scans_the_mailbox(db: Database) -> None:
         finish()
     db.connection.execute(
         "insert into pgpark.mailbox (task_id, pool, tenant, status, priority, units, attempt, submitted_at, created_at,"
-        " pool_id) select 1000000 + n, 'gpu', 't', 'completed', 1, 1, 1, now(), now(), 1"
+        " pool_id, storage) select 1000000 + n, 'gpu', 't', 'completed', 1, 1, 1, now(), now(), 1, 'mailbox_messages'"
         " from generate_series(1, 20000) n"
     )
     with db.connection.transaction():
         finish()
-        scans = "select seq_scan from pg_stat_xact_user_tables where relname = 'mailbox'"
+        scans = "select seq_scan from pg_stat_xact_user_tables where relname = 'mailbox_messages'"
         assert db.value(scans) == 0
     assert outbox(db) == 4

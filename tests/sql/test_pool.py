@@ -186,7 +186,7 @@ def test_a_task_that_comes_back_to_a_shrunk_pool_does_not_block_it(db: Database)
         ),
         (
             {"max_units": 1, "mailbox": {"notifier": {"base_url": "http://a", "auth_header": "a\nb"}}},
-            "pools.gpu.mailbox.notifier.auth_header must be a text on one line, not this one",
+            "pools.gpu.mailbox.notifier.auth_header must be the text of an HTTP header, in ASCII and on one line",
         ),
         (
             {"max_units": 1, "queue": {"queue_name": "No Good"}},
