@@ -1,17 +1,22 @@
 // Postgres in this browser: opens PGlite on storage that outlives the page, and loads pgpark into it the first time.
 
+import { OpfsAhpFS } from "./node_modules/@electric-sql/pglite/dist/fs/opfs-ahp.js";
 import { PGlite } from "./node_modules/@electric-sql/pglite/dist/index.js";
 
 const NAME = "pgpark-lot";
+// Files that one transaction may make: they are opened beforehand, and the script of pgpark makes more than the usual 100.
+const SPARE_FILES = 400;
 const SCRIPT = new URL("./pgpark.sql", import.meta.url);
 
 // Every statement is on disk before it is answered (PGlite's default), so that what was accepted outlives a reload.
 // With files of the origin's private file system that costs milliseconds; IndexedDB is written as a whole snapshot,
 // which takes a few hundred, so it is for browsers without such files, or for ?store=idb.
 export async function openStore(kind, say) {
-  const dataDir = `${(kind ?? (await bestKind())) === "idb" ? "idb" : "opfs-ahp"}://${NAME}`;
+  const inSnapshots = (kind ?? (await bestKind())) === "idb";
   say("starting Postgres (the first time it makes its files, which takes a while)");
-  const db = await retryWhileLocked(() => PGlite.create(dataDir));
+  const db = await retryWhileLocked(() => PGlite.create(inSnapshots
+    ? { dataDir: `idb://${NAME}` }
+    : { fs: new OpfsAhpFS(NAME, { maintainedPoolSize: SPARE_FILES }) }));
   await migrate(db, say);
   return db;
 }
