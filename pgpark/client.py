@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TypeVar
@@ -15,32 +13,13 @@ from psycopg.rows import DictRow
 from pgpark import calls
 from pgpark.database import connect, connect_async
 from pgpark.errors import DatabaseError, translated
-from pgpark.models import Maintained, Message, Part
+from pgpark.models import Message, Part
+from pgpark.patience import Patience
 from pgpark.streaming import stream, stream_async
 
 T = TypeVar("T")
 
-# A notification is a hint that can get lost (a pooler, a failover): look again this often all the same.
-_BACKSTOP_SECS = 5.0
-_SHORTEST_WAIT_SECS = 0.05
-
-
 _LISTEN, _UNLISTEN = 'listen "pgpark.mailbox"', 'unlisten "pgpark.mailbox"'
-
-
-class _Patience:
-    """How long a wait still lasts (`timeout` seconds in all, None: for ever), and until when to sleep meanwhile."""
-
-    def __init__(self, timeout: float | None) -> None:
-        self._until = math.inf if timeout is None else time.monotonic() + timeout
-
-    @property
-    def over(self) -> bool:
-        return time.monotonic() >= self._until
-
-    def pause(self, timers: Maintained) -> float:
-        due = _BACKSTOP_SECS if timers.due_in_secs is None else max(timers.due_in_secs, _SHORTEST_WAIT_SECS)
-        return min(due, _BACKSTOP_SECS, max(self._until - time.monotonic(), 0))
 
 
 class Client:
@@ -60,7 +39,7 @@ class Client:
 
     def wait(self, task_id: int, timeout: float | None = None) -> Message | None:
         """Waits for the outcome of a task, woken by notification; None after `timeout` seconds."""
-        patience = _Patience(timeout)
+        patience = Patience(timeout)
         try:
             self.connection.execute(_LISTEN)
             try:
@@ -118,7 +97,7 @@ class AsyncClient:
 
     async def wait(self, task_id: int, timeout: float | None = None) -> Message | None:
         """Waits for the outcome of a task, on a connection of its own; None after `timeout` seconds."""
-        patience = _Patience(timeout)
+        patience = Patience(timeout)
         try:
             async with await connect_async(self._dsn) as connection:
                 await connection.execute(_LISTEN)

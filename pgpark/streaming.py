@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import time
 from collections.abc import AsyncGenerator, Iterator
 
 import psycopg
@@ -13,17 +11,15 @@ from psycopg import sql
 from pgpark import calls
 from pgpark.database import connect, connect_async
 from pgpark.errors import translated
-from pgpark.models import Maintained, Message, Part
+from pgpark.models import Message, Part
+from pgpark.patience import Patience
 
-# A notification is a hint that can get lost (a pooler, a failover): look again this often all the same.
-_BACKSTOP_SECS = 5.0
-_SHORTEST_WAIT_SECS = 0.05
 _PAGE = 100  # parts, each of at most 1 MiB
 
 
 def stream(dsn: str, task_id: int, timeout: float | None = None) -> Iterator[Part | Message]:
     """Yields the parts of a task that are kept, then those that come, and last its outcome; see Client.stream."""
-    following = _Following(task_id, timeout)
+    following, patience = _Following(task_id), Patience(timeout)
     with contextlib.closing(connect(dsn)) as connection:
         try:
             for statement in following.listen:
@@ -41,9 +37,9 @@ def stream(dsn: str, task_id: int, timeout: float | None = None) -> Iterator[Par
                         more = following.has_more(page)
                     if message is not None:
                         yield message
-                    if message is not None or not known or following.over:
+                    if message is not None or not known or patience.over:
                         return
-                    with contextlib.closing(connection.notifies(timeout=following.pause(timers))) as notices:
+                    with contextlib.closing(connection.notifies(timeout=patience.pause(timers))) as notices:
                         woken = any(following.concerns(notice) for notice in notices)
         except psycopg.Error as error:
             raise translated(error) from error
@@ -51,7 +47,7 @@ def stream(dsn: str, task_id: int, timeout: float | None = None) -> Iterator[Par
 
 async def stream_async(dsn: str, task_id: int, timeout: float | None = None) -> AsyncGenerator[Part | Message, None]:
     """The same for asyncio."""
-    following = _Following(task_id, timeout)
+    following, patience = _Following(task_id), Patience(timeout)
     async with await connect_async(dsn) as connection:
         try:
             for statement in following.listen:
@@ -70,9 +66,9 @@ async def stream_async(dsn: str, task_id: int, timeout: float | None = None) -> 
                         more = following.has_more(page)
                     if message is not None:
                         yield message
-                    if message is not None or not known or following.over:
+                    if message is not None or not known or patience.over:
                         return
-                    async with contextlib.aclosing(connection.notifies(timeout=following.pause(timers))) as notices:
+                    async with contextlib.aclosing(connection.notifies(timeout=patience.pause(timers))) as notices:
                         woken = False
                         async for notice in notices:
                             if woken := following.concerns(notice):
@@ -82,13 +78,12 @@ async def stream_async(dsn: str, task_id: int, timeout: float | None = None) -> 
 
 
 class _Following:
-    """How far a stream is, and how long it may still last."""
+    """How far a stream is, and which notifications concern it."""
 
-    def __init__(self, task_id: int, timeout: float | None) -> None:
+    def __init__(self, task_id: int) -> None:
         self.after = 0
         self._task_id = task_id
         self._channel = f"pgpark.task.{task_id}"
-        self._until = math.inf if timeout is None else time.monotonic() + timeout
 
     @property
     def listen(self) -> list[sql.Composed]:
@@ -101,14 +96,6 @@ class _Following:
             self.after = page[-1].number
         return len(page) == _PAGE
 
-    @property
-    def over(self) -> bool:
-        return time.monotonic() >= self._until
-
     def concerns(self, notice: psycopg.Notify) -> bool:
+        """Whether it tells of this task."""
         return notice.channel == self._channel or notice.payload == str(self._task_id)
-
-    def pause(self, timers: Maintained) -> float:
-        """Seconds to wait for a notification: until a timer is due, somebody should look again, or the time is up."""
-        due = _BACKSTOP_SECS if timers.due_in_secs is None else max(timers.due_in_secs, _SHORTEST_WAIT_SECS)
-        return min(due, _BACKSTOP_SECS, max(self._until - time.monotonic(), 0))
