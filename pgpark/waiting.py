@@ -26,6 +26,7 @@ from pgpark import calls
 from pgpark.database import connect
 from pgpark.errors import BadInputError, DatabaseError, NotMigratedError, PgparkError, one_line
 from pgpark.models import Message
+from pgpark.patience import BACKSTOP_SECS, SHORTEST_PAUSE_SECS
 
 log = logging.getLogger("pgpark.waiting")
 
@@ -33,8 +34,6 @@ Answer: TypeAlias = "Message | PgparkError"
 Deliver: TypeAlias = Callable[[Answer], None]
 
 _LISTEN = 'listen "pgpark.mailbox"'
-_BACKSTOP_SECS = 5.0
-_SHORTEST_PAUSE_SECS = 0.05
 _FIRST_RETRY_SECS, _LONGEST_RETRY_SECS = 0.1, 5.0
 _CLOSE_SECS = 5.0
 
@@ -152,16 +151,16 @@ class Listener:
                     waiting = list(self._waiting)
                 now = time.monotonic()
                 if fresh:  # whose deadline may be sooner than all that we know of
-                    timers_at = min(timers_at, timers_ran + _SHORTEST_PAUSE_SECS)
+                    timers_at = min(timers_at, timers_ran + SHORTEST_PAUSE_SECS)
                 if waiting and now >= backstop_at:
-                    backstop_at = now + _BACKSTOP_SECS
+                    backstop_at = now + BACKSTOP_SECS
                     wanted.update(waiting)
                 if wanted:
                     self._look(connection, wanted)
                 if waiting and now >= timers_at:
                     due_in = calls.run_on(connection, calls.maintain()).due_in_secs
                     timers_ran = time.monotonic()
-                    timers_at = timers_ran + max(_BACKSTOP_SECS if due_in is None else due_in, _SHORTEST_PAUSE_SECS)
+                    timers_at = timers_ran + max(BACKSTOP_SECS if due_in is None else due_in, SHORTEST_PAUSE_SECS)
                 elif not wanted:
                     self._sleep(selector, min(timers_at, backstop_at) - now if waiting else None)
 

@@ -23,7 +23,8 @@ begin
 end
 $$;
 
--- Makes the part of the mailbox that a pool names, if it is not there yet.
+-- Makes the part of the mailbox that a pool names, if it is not there yet. It is attached, not created in its place:
+-- that would keep everybody out of the whole mailbox until this transaction ends.
 create or replace function pgpark._create_storage(lot pgpark.pool) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -31,9 +32,11 @@ as $$
 begin
   perform pgpark._check_storage(lot);
   if to_regclass(format('pgpark.%I', lot.mailbox_table)) is null then
-    execute format('create %s table pgpark.%I partition of pgpark.mailbox (primary key (message_id), unique (task_id)) '
-                   'for values in (%L)', case lot.mailbox_type when 'in_memory' then 'unlogged' else '' end,
-                   lot.mailbox_table, lot.mailbox_table);
+    execute format('create %s table pgpark.%I (like pgpark.mailbox including defaults including constraints '
+                   'including comments, primary key (message_id), unique (task_id))',
+                   case lot.mailbox_type when 'in_memory' then 'unlogged' else '' end, lot.mailbox_table);
+    execute format('alter table pgpark.mailbox attach partition pgpark.%I for values in (%L)', lot.mailbox_table,
+                   lot.mailbox_table);
   end if;
 end
 $$;

@@ -1,4 +1,5 @@
-"""The connection that changes the pools while claims are under way: sizes, depths, states, tenants' limits."""
+"""The connection that changes the pools while claims are under way: sizes, depths, states, tenants' limits, and where
+payloads and outcomes are kept."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ class Changes(threading.Thread):
         self.dsn, self.plan = dsn, plan
         self.dice = random.Random(plan.seed)
         self.made = 0
+        self.kept: dict[str, Config] = {}  # where each pool keeps things now
         self.error: BaseException | None = None
         self.halt = threading.Event()
 
@@ -72,4 +74,11 @@ class Changes(threading.Thread):
                 | ({"max_units": dice.randint(4, self.plan.units // 4)} if dice.random() < 0.5 else {})
                 for tenant in ["a", "b", "c", ""]
             }
+        if dice.random() < 0.1:
+            kind = dice.choice(["in_memory", "postgres_custom", "postgres_pgmq", "yaque"])
+            config["queue"] = {"type": kind}
+            config["mailbox"] = {"storage": dice.choice([{"type": "in_memory"}, {"table": "outcomes"}, {}])}
+        elif self.kept.get(pool):  # else each change would move it back
+            config |= self.kept[pool]
+        self.kept[pool] = {key: config[key] for key in ("queue", "mailbox") if key in config}
         return config

@@ -160,8 +160,9 @@ def _check(connection: psycopg.Connection[Any], plan: Plan, folder: Path, observ
 
 def _check_queues_and_stats(connection: psycopg.Connection[Any], kinds: Counter[str], findings: Findings) -> None:
     """No message is left behind, and what was counted is what landed."""
-    for name, queue in connection.execute("select name, queue_name from pgpark.pool").fetchall():
-        (left,) = connection.execute(f'select count(*) from pgmq."q_{queue}"').fetchone() or (0,)
+    for name, messages in connection.execute("select name, pgpark._messages(p) from pgpark.pool p").fetchall():
+        live = "archived_at is null" if messages.startswith("pgpark.") else "true"
+        (left,) = connection.execute(f"select count(*) from {messages} where {live}").fetchone() or (0,)
         if left:
             findings.add("messages left in a queue", f"{name}: {left}")
     columns = ["completed", "failed", "expired", "dropped"]

@@ -172,6 +172,18 @@ def test_outcomes_go_to_the_part_of_the_mailbox_that_the_pool_names(db: Database
     assert db.value("select relpersistence::text from pg_class where relname = 'pl_mailbox_messages'") == "p"
 
 
+def test_making_a_part_keeps_nobody_out_of_the_mailbox(db: Database, connect: Any) -> None:
+    db.pool("other")
+    task = db.parked("other", tenant="acme")
+    db.claim("other")
+    with db.connection.transaction():
+        db.pool(mailbox={"storage": {"type": "in_memory"}})
+        other = connect()
+        other.connection.execute("set lock_timeout = '1s'")
+        assert other.finish(task)
+        assert len(other.rows("select * from pgpark.park_fetch('acme')")) == 1
+
+
 def test_several_pools_may_share_a_part(db: Database) -> None:
     for name in ("a", "b"):
         db.pool(name, mailbox={"storage": {"type": "postgres", "table": "shared"}})
