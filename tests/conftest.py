@@ -58,12 +58,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--model-steps", type=int, default=8000, help="steps of the random histories of tests/test_model.py"
     )
+    parser.addoption(
+        "--backend", choices=list(BACKENDS), action="append", help="run tests marked every_backend on these alone"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests marked `every_backend` run on each of BACKENDS, the others on the default."""
     if "backend" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_backend"):
-        metafunc.parametrize("backend", BACKENDS, indirect=True)
+        metafunc.parametrize("backend", metafunc.config.getoption("backend") or list(BACKENDS), indirect=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
