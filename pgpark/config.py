@@ -127,7 +127,8 @@ def plain(value: Any, file: str, path: tuple[str, ...] = ()) -> Any:
     try:
         if isinstance(value, Mapping):
             if (odd := next((key for key in value if not isinstance(key, str)), None)) is not None:
-                raise BadInputError(f"{here}: the key {odd!r} must be a text; put it in quotes")
+                why = " (YAML reads on, off, yes and no so)" if isinstance(odd, bool) else ""
+                raise BadInputError(f"{here}: the key {odd!r} must be a text; put it in quotes{why}")
             return {key: plain(inner, file, (*path, key)) for key, inner in value.items()}
         if isinstance(value, list | tuple):
             return [plain(inner, file, (*path, str(place))) for place, inner in enumerate(value)]
@@ -218,8 +219,10 @@ def _yaml(text: str, file: str) -> Any:
         raise
     except yaml.MarkedYAMLError as error:  # its own text repeats the line, which may hold a secret
         mark = error.problem_mark
+        known = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)  # others repeat a word of it
+        problem = error.problem if known else "a tag, an anchor or an alias that cannot be used"
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise BadInputError(f"{file} is not YAML: {error.problem}{place}") from error
+        raise BadInputError(f"{file} is not YAML: {problem}{place}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInputError(f"{file} is not YAML: {one_line(error)}") from error
 
@@ -257,8 +260,10 @@ def _value_of(found: re.Match[str], file: str, path: str) -> str:
     if not found["end"]:
         raise BadInputError(f"{file}: {path} has a ${{ without its }}; write $${{ for the two signs themselves")
     inside = _INSIDE.fullmatch(found["inside"])
-    if inside is None:
-        raise BadInputError(f"{file}: {path}: ${{{found['inside']}}} must look like ${{NAME}} or ${{NAME:-default}}")
+    if inside is None or "${" in found["inside"]:  # which is not repeated: it may be a secret
+        raise BadInputError(
+            f"{file}: {path}: a variable must look like ${{NAME}} or ${{NAME:-default}}, none inside another"
+        )
     value = os.environ.get(inside["name"])
     if inside["or"] is not None:
         return value or inside["default"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import psycopg
@@ -15,7 +16,7 @@ from typing_extensions import Self, TypeVar
 from pgpark import calls
 from pgpark.binding import Fetch, OfPool, Plain, Submit, SubmitMany, Types
 from pgpark.calls import Call
-from pgpark.errors import translated
+from pgpark.errors import BadInputError, DatabaseError, translated
 from pgpark.executors import FunctionExecutor, load_handler
 from pgpark.models import Message, Part, PoolInfo, PoolStats
 from pgpark.streaming import stream, stream_async
@@ -38,12 +39,21 @@ ResultT = TypeVar("ResultT", default=Any)
 
 @dataclass(frozen=True)
 class Database:
-    """Where the calls of a pool go: its DSN, connections, the listener for outcomes, and what keeps it all open."""
+    """Where the calls of a pool go: its DSN, connections, the listener for outcomes, and what keeps it all open.
+
+    None of it outlives a fork: two processes would talk on one connection, and the listener's thread is gone.
+    """
 
     dsn: str
     connections: ConnectionPool[Any] | AsyncConnectionPool[Any]
     listener: Listener
     opened: object
+    pid: int = field(default_factory=os.getpid)
+
+    def require_own_process(self) -> None:
+        """Raises DatabaseError in a process that was forked since the pools were built."""
+        if os.getpid() != self.pid:
+            raise DatabaseError("these pools were built before a fork; build them in each process")
 
 
 def _stats(pool: str) -> Call[PoolStats]:
@@ -164,29 +174,32 @@ class Pool(BasePool[PayloadT, ResultT]):
         """
         return Pool(self.name, self._database, Types(payload, result), self._transaction)
 
-    def result(self, task_id: int, timeout: float | None = None) -> Message[ResultT] | None:
+    def result(self, task_id: int | None, timeout: float | None = None) -> Message[ResultT] | None:
         """The outcome of a task: waits for it, woken by notification, for at most `timeout` seconds; then None.
 
-        Inside the caller's transaction (`on`) it looks once. Raises BadResultError, DatabaseError.
+        Inside the caller's transaction (`on`) it looks once. Raises BadResultError, DatabaseError, and BadInputError
+        for the task_id None of a task that was refused.
         """
-        message = None
+        message, task_id = None, _accepted(task_id)
         if self._transaction is None and (timeout is None or timeout > 0):
+            self._database.require_own_process()
             message = self._database.listener.wait(task_id, timeout)
         message = message or self.run(calls.result(task_id))
         return None if message is None else self.types.decode(message)
 
-    def stream(self, task_id: int, timeout: float | None = None) -> Iterator[Part | Message[ResultT]]:
+    def stream(self, task_id: int | None, timeout: float | None = None) -> Iterator[Part | Message[ResultT]]:
         """The parts of a task that are kept, then those that come, and last its outcome; see Client.stream.
 
         On a connection of its own. Raises BadResultError, DatabaseError.
         """
-        for item in stream(self._database.dsn, task_id, timeout):
+        for item in stream(self._database.dsn, _accepted(task_id), timeout):
             yield item if isinstance(item, Part) else self.types.decode(item)
 
     def run(self, call: Call[T]) -> T:
         """Runs a call on the database of this pool, or in the transaction that it is bound to."""
         if self._transaction is not None:
             return run_within(self._transaction, call)
+        self._database.require_own_process()
         assert isinstance(self._database.connections, ConnectionPool)
         with _translating(), self._database.connections.connection() as connection:
             return calls.run_on(connection, call)
@@ -205,17 +218,18 @@ class AsyncPool(BasePool[PayloadT, ResultT]):
         """This pool with payloads and results of these types; as Pool.typed."""
         return AsyncPool(self.name, self._database, Types(payload, result), self._transaction)
 
-    async def result(self, task_id: int, timeout: float | None = None) -> Message[ResultT] | None:
+    async def result(self, task_id: int | None, timeout: float | None = None) -> Message[ResultT] | None:
         """The outcome of a task; as Pool.result."""
-        message = None
+        message, task_id = None, _accepted(task_id)
         if self._transaction is None and (timeout is None or timeout > 0):
+            self._database.require_own_process()
             message = await self._database.listener.wait_async(task_id, timeout)
         message = message or await self.run(calls.result(task_id))
         return None if message is None else self.types.decode(message)
 
-    async def stream(self, task_id: int, timeout: float | None = None) -> AsyncIterator[Part | Message[ResultT]]:
+    async def stream(self, task_id: int | None, timeout: float | None = None) -> AsyncIterator[Part | Message[ResultT]]:
         """The parts of a task as they come, then its outcome, for `async for`; as Pool.stream."""
-        async with contextlib.aclosing(stream_async(self._database.dsn, task_id, timeout)) as items:
+        async with contextlib.aclosing(stream_async(self._database.dsn, _accepted(task_id), timeout)) as items:
             async for item in items:
                 yield item if isinstance(item, Part) else self.types.decode(item)
 
@@ -223,10 +237,18 @@ class AsyncPool(BasePool[PayloadT, ResultT]):
         """Runs a call on the database of this pool, or in the transaction that it is bound to."""
         if self._transaction is not None:
             return await run_within_async(self._transaction, call)
+        self._database.require_own_process()
         assert isinstance(self._database.connections, AsyncConnectionPool)
         with _translating():
             async with self._database.connections.connection() as connection:
                 return await calls.run_on_async(connection, call)
+
+
+def _accepted(task_id: int | None) -> int:
+    """The id of a task; there is none where submitting was refused, and nobody should wait for that."""
+    if task_id is None:
+        raise BadInputError("task_id is None: the task was refused, its `reason` says why")
+    return task_id
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from pgpark.waiting import listening
 log = logging.getLogger("pgpark.pools")
 PoolT = TypeVar("PoolT", Pool, AsyncPool)
 _CLOSE_SECS = 5.0
+_CONNECTION_SECS = 10.0  # that a call waits for one of the connections
 
 
 def build_pools(
@@ -63,7 +65,12 @@ class _Opened:
 
     def __init__(self) -> None:
         self.stack = contextlib.ExitStack()
-        self.close = weakref.finalize(self, self.stack.close)
+        self.close = weakref.finalize(self, _close, os.getpid(), self.stack)
+
+
+def _close(pid: int, stack: contextlib.ExitStack) -> None:
+    if os.getpid() == pid:  # not in a fork, which shares the connections
+        stack.close()
 
 
 class _Named(Mapping[str, PoolT]):
@@ -104,6 +111,7 @@ class Pools(_Named[Pool]):
                 kwargs=options(dsn) | {"row_factory": dict_row},
                 min_size=1,
                 max_size=max_connections,
+                timeout=_CONNECTION_SECS,
                 check=ConnectionPool.check_connection,
                 open=True,
             )
@@ -162,6 +170,7 @@ class AsyncPools(_Named[AsyncPool]):
             kwargs=options(dsn) | {"row_factory": dict_row},
             min_size=1,
             max_size=self._max_connections,
+            timeout=_CONNECTION_SECS,
             check=AsyncConnectionPool.check_connection,
             open=False,
         )

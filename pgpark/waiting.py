@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import random
+import re
 import selectors
 import threading
 import time
@@ -34,6 +35,7 @@ Answer: TypeAlias = "Message | PgparkError"
 Deliver: TypeAlias = Callable[[Answer], None]
 
 _LISTEN = 'listen "pgpark.mailbox"'
+_TASK_ID = re.compile("[0-9]{1,18}")  # anybody may send notifications
 _FIRST_RETRY_SECS, _LONGEST_RETRY_SECS = 0.1, 5.0
 _CLOSE_SECS = 5.0
 
@@ -147,7 +149,8 @@ class Listener:
                 noticed = [notice.payload for notice in connection.notifies(timeout=0)]
                 with self._lock:
                     fresh, self._fresh = self._fresh, set()
-                    wanted = fresh | (self._waiting.keys() & {int(text) for text in noticed if text.isdecimal()})
+                    told = {int(text) for text in noticed if _TASK_ID.fullmatch(text)}
+                    wanted = fresh | (self._waiting.keys() & told)
                     waiting = list(self._waiting)
                 now = time.monotonic()
                 if fresh:  # whose deadline may be sooner than all that we know of

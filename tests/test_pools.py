@@ -494,6 +494,58 @@ def test_asyncio_waits_beside_other_work_and_can_be_cancelled(db: Database) -> N
     asynchronously(db.dsn, work)
 
 
+def test_nobody_waits_for_a_task_that_was_refused(pool: Pool) -> None:
+    task = pool.submit({}, units=25)
+    assert (task.task_id, task.reason) == (None, "too_large")
+    with pytest.raises(BadInputError, match="task_id is None: the task was refused"):
+        pool.result(task.task_id)
+    with pytest.raises(BadInputError, match="task_id is None"):
+        next(pool.stream(task.task_id))
+
+
+def test_a_notification_of_somebody_else_disturbs_nobody(db: Database, pool: Pool) -> None:
+    task_id = pool.submit({}).task_id
+    assert task_id is not None
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(pool.result, task_id, 30)
+        for payload in ("9" * 5000, "x", ""):
+            db.rows("select pg_notify('pgpark.mailbox', %s)", payload)
+        finish(db, task_id)
+        message = waiting.result(40)
+    assert message is not None and message.status == "completed"
+
+
+FORKED = """
+import os, sys
+from pgpark import build_pools
+from pgpark.errors import DatabaseError
+pool = build_pools({"pools": {"gpu": {"max_units": 24}}}, dsn=sys.argv[1])["gpu"]
+assert pool.result(int(sys.argv[2]), 30) is not None
+sys.stdout.flush()
+if (child := os.fork()) == 0:
+    for call in (lambda: pool.result(int(sys.argv[2]), 30), pool.stats):
+        try:
+            call()
+        except DatabaseError as error:
+            print(error)
+    sys.exit()
+os.waitpid(child, 0)
+print(pool.stats().completed)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pools_do_not_outlive_a_fork(db: Database, pool: Pool) -> None:
+    """Else two processes would talk on one connection, and wait for a thread that only one of them has."""
+    task_id = pool.submit({}).task_id
+    assert task_id is not None
+    finish(db, task_id)
+    command = [sys.executable, "-c", FORKED, db.dsn, str(task_id)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    line = "these pools were built before a fork; build them in each process"
+    assert told.stdout.splitlines() == [line, line, "1"], told.stderr
+
+
 def test_who_waits_when_the_pools_are_closed_is_told(dsn: str) -> None:
     built = build_pools(CONFIG, dsn=dsn)
     task = built["gpu"].submit(1).task_id or 0

@@ -272,7 +272,7 @@ def _report(settings: Settings, connection: psycopg.Connection[DictRow], show: _
         out.print(drawn)
         out.print("\nfrom the mailbox")
         for tenant, rows in messages_of.items():
-            for message in [rows[0], *(m for m in rows if m.status == "expired")][:2]:
+            for message in [next(m for m in rows if m.status == status) for status in sorted({m.status for m in rows})]:
                 told = message.payload or message.reason
                 out.print(f"  {tenant:8} task {message.task_id}: {message.status} {told}")
             out.print(f"  {tenant:8} ... {len(rows)} messages in all")

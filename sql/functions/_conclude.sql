@@ -18,12 +18,23 @@ as $$
 declare
   ended record;  -- of one pool
   lot pgpark.pool;
+  storage_ text;
   now_ timestamptz := pgpark._now();
   ended_count int := 0;
 begin
   if coalesce(cardinality(ids), 0) = 0 then
     return 0;
   end if;
+  for storage_ in
+    select distinct p.mailbox_table
+    from task t
+    join pool p using (pool_id)
+    where t.task_id = any (ids)
+      and p.mailbox_table <> 'mailbox_messages'
+  loop
+    -- A transaction that has used the mailbox before learns only so of a part that was attached since.
+    execute format('lock table pgpark.%I in row exclusive mode', storage_);
+  end loop;
   for ended in
     with outcome as (
       select o.*

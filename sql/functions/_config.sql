@@ -31,7 +31,8 @@ begin
   lot.archive := coalesce((config ->> 'archive')::boolean, false);
   lot.mailbox_ttl_secs := (config #>> '{mailbox,ttl_secs}')::double precision;
   lot.notifier := pgpark._notifier(config);
-  lot.cost_model := nullif(config -> 'cost_model', 'null');
+  lot.cost_model := jsonb_strip_nulls(nullif(config -> 'cost_model', 'null'));
+  lot.kept_in_memory := 'in_memory' in (config #>> '{queue,type}', config #>> '{mailbox,storage,type}') is true;
   lot.mailbox_type := coalesce(config #>> '{mailbox,storage,type}', 'postgres');
   lot.mailbox_table := case lot.mailbox_type when 'in_memory' then 'mailbox_in_memory'
                             else coalesce(config #>> '{mailbox,storage,table}', 'mailbox_messages') end;
@@ -167,7 +168,7 @@ as $$
 $$;
 
 -- Raises 22023 naming the first key that is wrong and what would be right. Secrets are not repeated:
--- of what stands in a notifier, where one belongs, only numbers are.
+-- of what stands where one belongs, or might have slipped to, only numbers are.
 create or replace function pgpark._check_config(name text, config jsonb) returns void
 language plpgsql stable
 set search_path = pgpark, pg_temp
@@ -228,12 +229,16 @@ begin
         when k.kind = 'header' and (jsonb_typeof(s.value) <> 'string' or s.value #>> '{}' !~ '^[!-~]([ -~]*[!-~])?$') then
           'must be the text of an HTTP header, in ASCII and on one line, for example "Bearer ..." with your token'
         when k.kind = 'url' and (jsonb_typeof(s.value) <> 'string'
-                                 or s.value #>> '{}' !~ '^https?://[^][:space:][:cntrl:]/?#@]+(/[^[:space:][:cntrl:]?#]*)?$') then
+                                 or s.value #>> '{}' !~ '^https?://[^[:space:][:cntrl:]/?#@]+(/[^[:space:][:cntrl:]?#]*)?$') then
           'must be a URL such as https://gateway.example.com/hooks, without a user, a query or a fragment'
       end as complaint
     from (
-      select s.*, case when s.path like 'mailbox.notifier%' and jsonb_typeof(s.value) <> 'number'
-                       then 'a ' || jsonb_typeof(s.value) else s.value::text end as said
+      select s.*, case
+                    when jsonb_typeof(s.value) in ('array', 'object') then 'an ' || jsonb_typeof(s.value)
+                    when jsonb_typeof(s.value) = 'string'
+                         and (s.path like 'mailbox.notifier%' or s.path in ('mailbox', 'mailbox.storage')) then 'a string'
+                    else s.value::text
+                  end as said
       from setting s
     ) s
     left join pgpark._config_keys() k using (path)

@@ -10,7 +10,7 @@ set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 begin
-  if exists (
+  if (lot.mailbox_table = 'mailbox_in_memory' and lot.mailbox_type <> 'in_memory') or exists (
     select from pg_class c
     where c.oid = to_regclass(format('pgpark.%I', lot.mailbox_table))
       and ((c.relpersistence = 'u') <> (lot.mailbox_type = 'in_memory')
@@ -41,40 +41,41 @@ begin
 end
 $$;
 
-create or replace function pgpark._keeps_in_memory(lot pgpark.pool) returns boolean
-language plpgsql immutable
-set search_path = pgpark, pg_temp
-as $$
-begin
-  return 'in_memory' in (lot.queue_type, lot.mailbox_type);
-end
-$$;
-
 -- Marks that what this pool keeps unlogged is there.
 create or replace function pgpark._remember(lot pgpark.pool) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 begin
-  if pgpark._keeps_in_memory(lot) then
+  if lot.kept_in_memory then
     insert into memory (pool_id) values (lot.pool_id) on conflict do nothing;
   end if;
 end
 $$;
 
--- After a crash: ends a bite of the waiting tasks whose payloads are gone, and returns how many those were. When there
--- are no more, forgets the idempotency keys whose outcomes are gone too, and marks the pool again.
-create or replace function pgpark._recall(lot pgpark.pool, bite int) returns int
+-- After a crash: forgets the idempotency keys whose outcomes are gone, ends a bite of the waiting tasks whose payloads
+-- are, and returns how many those were. When there are no more, marks the pool again.
+create or replace function pgpark._recall(pool pgpark.pool, bite int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
+  lot pgpark.pool;
   lost bigint[] := array[]::bigint[];
 begin
-  if not pgpark._keeps_in_memory(lot) or exists (select from memory m where m.pool_id = lot.pool_id) then
+  if not pool.kept_in_memory or exists (select from memory m where m.pool_id = pool.pool_id) then
     return 0;
   end if;
+  perform pgpark._lock_entrance(pool.pool_id, alone => false);  -- it is neither moved nor dropped from here on
+  select p.* into lot from pool p where p.pool_id = _recall.pool.pool_id;
+  if not found then
+    return 0;
+  end if;
+  delete from submission_key k
+  where k.pool_id = lot.pool_id
+    and not exists (select from task t where t.task_id = k.task_id)
+    and not exists (select from mailbox m where m.task_id = k.task_id);
   if lot.queue_type = 'in_memory' then
     execute format('select array(select t.task_id from pgpark.task t '
                    'where t.pool_id = $1 and t.state in (''parked'', ''delayed'') '
@@ -85,10 +86,6 @@ begin
     perform pgpark._conclude_all(lost, 'dropped', 'payload lost');
   end if;
   if cardinality(lost) < bite then
-    delete from submission_key k
-    where k.pool_id = lot.pool_id
-      and not exists (select from task t where t.task_id = k.task_id)
-      and not exists (select from mailbox m where m.task_id = k.task_id);
     perform pgpark._remember(lot);
   end if;
   return cardinality(lost);

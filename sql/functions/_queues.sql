@@ -16,6 +16,7 @@ as $$
 #variable_conflict use_column
 begin
   if to_regclass(pgpark._messages(lot)) is null
+     and (lot.queue_type <> 'postgres_custom' or lot.queue_name <> lot.mailbox_table)
      and (lot.queue_type = 'postgres_custom'
           or not exists (select from pgmq.list_queues() q where q.queue_name = lot.queue_name)) then
     return;
@@ -72,7 +73,7 @@ set search_path = pgpark, pg_temp
 as $$
 begin
   if lot.queue_type = 'postgres_custom' then
-    execute format('drop table pgpark.%I', lot.queue_name);
+    execute format('drop table if exists pgpark.%I', lot.queue_name);
   else
     perform pgmq.drop_queue(lot.queue_name);
   end if;
@@ -135,6 +136,7 @@ declare
   last_id bigint := nextval(pg_get_serial_sequence(pgpark._messages(before), 'msg_id'));
 begin
   -- By way of a temporary table, because the new queue may have the name of the old one.
+  drop table if exists pg_temp.pgpark_moving;
   execute 'create temporary table pgpark_moving on commit drop as '
           || case before.queue_type when 'postgres_custom' then
                format('select msg_id, enqueued_at, archived_at, message from pgpark.%I', before.queue_name)

@@ -36,6 +36,7 @@ begin
   after_.pool_id := before.pool_id;
   after_.state := before.state;
   after_.created_at := before.created_at;
+  after_.kept_in_memory := before.kept_in_memory or after_.kept_in_memory;
   if not pgpark._put_secret(after_, park_put_pool.config) and pgpark._settings(before) = pgpark._settings(after_) then
     update pool p set config = after_.config where p.pool_id = before.pool_id and p.config <> after_.config;
     return 'unchanged';
@@ -55,9 +56,14 @@ begin
     perform pgpark._lock_entrance(before.pool_id, alone => true);
   end if;
   perform pgpark._lock_pool(park_put_pool.name);
-  if moved then
-    -- Whoever ends a task holds its row before looking up the queue, and finds the new one after us.
+  loop  -- what was lost in a crash must not be forgotten by the mark that is set below
+    exit when pgpark._recall(before, bite => 1000) < 1000;
+  end loop;
+  if moved or before.mailbox_table <> after_.mailbox_table then
+    -- Whoever ends a task holds its row before looking up queue and mailbox, and finds the new ones after us.
     perform from task t where t.pool_id = before.pool_id order by t.task_id for update;
+  end if;
+  if moved then
     perform pgpark._move_queue(before, after_);
   end if;
   update pool p
@@ -82,6 +88,7 @@ begin
       notifier = after_.notifier,
       mailbox_type = after_.mailbox_type,
       mailbox_table = after_.mailbox_table,
+      kept_in_memory = after_.kept_in_memory,
       queue_type = after_.queue_type,
       queue_name = after_.queue_name,
       cost_model = after_.cost_model,

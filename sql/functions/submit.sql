@@ -265,6 +265,10 @@ begin
     from unnest(drafts) d
     order by d.ord);
 
+  if lot.kept_in_memory and exists (select from unnest(drafts) d where d.idempotency_key is not null) then
+    perform pgpark._recall(lot, bite => 1000);  -- a key whose outcome was lost in a crash would stand in the way
+  end if;
+
   -- Keys. The first to insert one owns it; a second one waits here for the first to commit. A known key wins over a
   -- refusal: a client that repeats its call late must learn of its first task.
   while exists (select from unnest(drafts) d where d.idempotency_key is not null) loop

@@ -9,7 +9,10 @@ alter table pgpark.pool
   drop constraint pool_queue_name_key,
   add constraint pool_queue_type_check check (queue_type in ('in_memory', 'postgres_custom', 'postgres_pgmq', 'yaque')),
   add column mailbox_type text not null default 'postgres' check (mailbox_type in ('in_memory', 'postgres')),
-  add column mailbox_table text not null default 'mailbox_messages';
+  add column mailbox_table text not null default 'mailbox_messages',
+  add column kept_in_memory boolean not null default false;
+
+update pgpark.pool set kept_in_memory = true where queue_type = 'in_memory';
 
 -- No two pools share a queue: those of pgmq have names of their own, and so have plain tables.
 create unique index pool_queue on pgpark.pool ((queue_type = 'postgres_custom'), queue_name);
@@ -59,7 +62,12 @@ create unlogged table pgpark.memory (
   pool_id int primary key
 );
 
+insert into pgpark.memory (pool_id)
+select p.pool_id from pgpark.pool p where p.kept_in_memory;
+
 comment on column pgpark.pool.queue_name is 'The pgmq queue with the payloads; for postgres_custom the plain table.';
+comment on column pgpark.pool.kept_in_memory is
+  'Whether the pool ever kept something unlogged: outcomes stay where they landed when it names another storage.';
 comment on column pgpark.pool.mailbox_table is 'The partition of mailbox that outcomes of this pool go to.';
 comment on table pgpark.mailbox is
   'One row per ended task: its outcome, kept until acknowledged or purged. Each partition is a table that pools named.';

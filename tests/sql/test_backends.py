@@ -184,6 +184,32 @@ def test_making_a_part_keeps_nobody_out_of_the_mailbox(db: Database, connect: An
         assert len(other.rows("select * from pgpark.park_fetch('acme')")) == 1
 
 
+def test_a_transaction_that_used_the_mailbox_before_finds_a_part_made_since(db: Database, connect: Any) -> None:
+    db.pool("other")
+    db.pool()
+    first, second = db.parked("other"), db.parked()
+    db.claim("other"), db.claim()
+    other = connect()
+    with db.connection.transaction():
+        assert db.finish(first)
+        other.pool(mailbox={"storage": {"type": "postgres", "table": "made_since"}})
+        assert db.finish(second)
+    assert db.value("select count(*) from pgpark.made_since") == 1
+
+
+def test_names_that_would_clash_are_refused_by_plan_and_put(db: Database) -> None:
+    reserved = {"mailbox": {"storage": {"type": "postgres", "table": "mailbox_in_memory"}}}
+    twice = {
+        "queue": {"type": "postgres_custom", "table": "both"},
+        "mailbox": {"storage": {"type": "postgres", "table": "both"}},
+    }
+    for name, config in (("mailbox_in_memory", reserved), ("both", twice)):
+        with pytest.raises(psycopg.errors.DuplicateObject, match=name):
+            plan(db, **config)
+        with pytest.raises(psycopg.errors.DuplicateObject, match=name):
+            db.pool(**config)
+
+
 def test_several_pools_may_share_a_part(db: Database) -> None:
     for name in ("a", "b"):
         db.pool(name, mailbox={"storage": {"type": "postgres", "table": "shared"}})
@@ -280,6 +306,37 @@ def test_a_key_whose_outcome_was_lost_can_be_used_again(db: Database) -> None:
     db.maintain()
     assert db.submit(idempotency_key="ended")["reason"] is None
     assert db.submit(idempotency_key="live")["task_id"] == live
+
+
+def test_changing_a_pool_after_a_crash_first_ends_what_was_lost(db: Database) -> None:
+    db.pool(queue=QUEUES["in_memory"])
+    tasks = [db.parked() for _ in range(3)]
+    crash(db, "pgmq.q_gpu")
+    db.pool(max_units=30)  # to a queue that is logged
+    assert {db.outcome(task) for task in tasks} == {("dropped", "payload lost")}
+    assert db.parked() in db.claimed()
+
+
+def test_a_key_is_forgotten_though_the_pool_left_the_memory_before_the_crash(db: Database) -> None:
+    db.pool(mailbox={"storage": {"type": "in_memory"}})
+    task = db.parked(idempotency_key="k")
+    db.claim()
+    db.finish(task)
+    db.pool(mailbox={"storage": {"type": "postgres"}})
+    crash(db, "pgpark.mailbox_in_memory")
+    assert db.submit(idempotency_key="k")["reason"] is None, "even before anybody has maintained"
+
+
+def test_maintaining_all_pools_gets_over_one_that_is_dropped_meanwhile(
+    db: Database, connect: Any, background: Callable[..., Background]
+) -> None:
+    db.pool("a", queue={"type": "in_memory"})
+    crash(db)
+    other = connect()
+    with db.connection.transaction():
+        db.rows("select pgpark.park_drop_pool('a')")
+        maintaining = background(other, lambda: other.maintain()).wait_until_blocked()
+    assert maintaining.result()["expired"] == 0
 
 
 # -- planning a change -----------------------------------------------------------------------------------------------

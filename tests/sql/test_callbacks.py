@@ -523,7 +523,7 @@ def test_the_dsn_of_a_pool_is_not_stored(db: Database) -> None:
     ("notifier", "message"),
     [
         (SECRET, "mailbox.notifier must be an object, not a string"),
-        ([SECRET], "mailbox.notifier must be an object, not a array"),
+        ([SECRET], "mailbox.notifier must be an object, not an array"),
         ({"auth_headr": SECRET}, "mailbox.notifier.auth_headr is no key of a pool (did you mean auth_header?)"),
         ({"auth_header": [SECRET]}, "mailbox.notifier.auth_header must be the text of an HTTP header"),
         ({"auth_header": SECRET + "\r\nX: y"}, "mailbox.notifier.auth_header must be the text of an HTTP header"),

@@ -150,7 +150,7 @@ def test_a_task_that_comes_back_to_a_shrunk_pool_does_not_block_it(db: Database)
         ({"max_units": 1, "resource_kind": "tpu"}, "pools.gpu.resource_kind must be one of cpu, gpu_vram, io, mixed"),
         ({"max_units": 1, "fairness": "fair"}, 'pools.gpu.fairness must be one of fifo, tenant, not "fair"'),
         ({"max_units": 1, "overflow": "drop"}, 'pools.gpu.overflow must be one of reject, drop_lowest, not "drop"'),
-        ({"max_units": 1, "tenants": ["a"]}, 'pools.gpu.tenants must be an object, not ["a"]'),
+        ({"max_units": 1, "tenants": ["a"]}, "pools.gpu.tenants must be an object, not an array"),
         ({"max_units": 1, "tenants": {"a": 2}}, "pools.gpu.tenants.a must be an object, not 2"),
         ({"max_units": 1, "tenants": {"a": {"weight": 0}}}, "pools.gpu.tenants.a.weight must be a number from 0.001"),
         ({"max_units": 1, "tenants": {"a": {"max_units": 0}}}, "pools.gpu.tenants.a.max_units must be a whole number"),
@@ -179,6 +179,8 @@ def test_a_task_that_comes_back_to_a_shrunk_pool_does_not_block_it(db: Database)
             {"max_units": 1, "mailbox": {"storage": {"type": "in_memory", "table": "t"}}},
             "pools.gpu.mailbox.storage.table goes with the type postgres, not with in_memory",
         ),
+        ({"max_units": 1, "mailbox": [{"auth_header": "x"}]}, "pools.gpu.mailbox must be an object, not an array"),
+        ({"max_units": 1, "mailbox": "hidden"}, "pools.gpu.mailbox must be an object, not a string"),
         ({"max_units": 1, "mailbox": {"notifier": {}}}, "pools.gpu.mailbox.notifier.base_url is missing"),
         (
             {"max_units": 1, "mailbox": {"notifier": {"base_url": "https://user:hidden@example.com"}}},
