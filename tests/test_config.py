@@ -87,7 +87,11 @@ def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "pools: &p\n  a: *p\n",
             "c.yaml: the config of a pool must be made of JSON values; this is nested too",
         ),
-        ("c.yaml", "pools: !!python/object:os.system {}\n", "c.yaml is not YAML: a tag, an anchor or an alias that cannot"),
+        (
+            "c.yaml",
+            "pools: !!python/object:os.system {}\n",
+            "c.yaml is not YAML: a tag, an anchor or an alias that cannot",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_line_with_the_place(tmp_path: Path, name: str, text: str, complaint: str) -> None:
