@@ -221,7 +221,7 @@ def test_a_password_is_not_shown(pgpark: Pgpark, db: Database) -> None:
         ({"max_units": 1, "queue": {"type": "yaque", "path": 5}}, "queue.path must be a text on one line"),
         ({"max_units": 1, "database": 5}, "database must be a text on one line"),
         ({"max_units": "${NO_SUCH}"}, "max_units needs the variable NO_SUCH, which is not set"),
-        ({"max_units": 1, "resource_kind": "${A B}"}, "resource_kind: a variable must look like ${NAME} or ${NAME:-def"),
+        ({"max_units": 1, "resource_kind": "${A B}"}, "resource_kind: a variable must look like ${NAME}"),
         ({"max_units": 1, "resource_kind": "${A"}, "resource_kind has a ${ without its }"),
         ({"max_units": "${KIND}"}, "max_units must be a whole number from 1 to 1000000000, not \"gpu_vram\""),
         ([], ": the config must be a JSON object, not array"),
