@@ -146,6 +146,7 @@ unlisten "pgpark.pool.example_any_language";
 \echo '\n== the units are free, the next task fits; this one fails, with a reason for people'
 
 -- A worker that shuts down does not fail its tasks but calls park_release(task_id, attempt): back in their old places.
+-- One that is busy calls park_next: outcomes, and the next claim, in one round trip and one transaction.
 select task_id as task, attempt
 from pgpark.park_claim(pool => :'pool', worker => 'worker-2', max_tasks => 1)
 \gset next_

@@ -244,6 +244,7 @@ def test_the_released_migrations_are_unchanged() -> None:
         "migrations/0003_backends.sql": "ead2d33b2de87b85870e763382436a003f3f66c57bb2a3229cf9a1d7789ad8f3",
         "migrations/0004_callbacks.sql": "68f20312ae3a93573409464c20295496e19a98d4671c5c49daf48b73e55823a2",
         "migrations/0005_parts.sql": "c95fc0bd7cdbbcb6489eb4e440a7a4593240cd49c45d6e5ab030223809a50655",
+        "migrations/0006_flat.sql": "6afea7756fa006d53a1f2ae0a58f62830097dced0e4ddb633a5f264c29fef7ea",
     }
     found = {file.name: file.hash for file in migrate.sql_files() if file.runs_once}
     assert {name: found.get(name) for name in released} == released

@@ -37,28 +37,29 @@ SABOTAGES: dict[str, dict[str, Sabotage]] = {
         ),
         "a paused pool starts tasks": (
             {"a start in a paused pool"},
-            [("park_claim", "lot.state in ('active', 'draining')", "lot.state <> 'disabled'")],
+            [("park_claim", "lot.state in ('paused', 'disabled')", "lot.state = 'disabled'")],
         ),
         "deadlines mean nothing": (
             {"a start after the deadline"},
             [
+                ("_take", "c.deadline > now_", "c.deadline > now_ - interval '1 hour'"),
                 ("_pick", "candidate.deadline <= now_", "candidate.deadline <= now_ - interval '1 hour'"),
                 ("_expire", "t.deadline <= now_", "t.deadline <= now_ - interval '1 hour'"),
             ],
         ),
         "a finish does not look at the attempt": (
             {"an accepted finish whose outcome differs"},
-            [("_finish", "and g.attempt = t.attempt", "")],
+            [("_conclude", "t.attempt = o.attempt and ", "")],
         ),
     },
     "counts and closing": {
         "submits do not hold the entrance": (
             {"a submit beside a change that closes or lowers its pool", "accepted by a closed pool"},
-            [("_lock_entrance", "perform pg_advisory_xact_lock_shared(1885826930, pool_id)", "null")],
+            [("_enter_pool", "perform pg_advisory_xact_lock_shared(1885826930, seen)", "null")],
         ),
-        "claims forget the tasks that are being cancelled": (
+        "what ends gives back more units than it held": (
             {"pool over its units, own", "pool over its units, seen"},
-            [("_free_units", "t.state in ('running', 'cancelling')", "t.state = 'running'")],
+            [("_conclude", "-coalesce(sum(e.units)", "-2 * coalesce(sum(e.units)")],
         ),
         "claims forget what the worker holds": (
             {"worker over its units, own", "worker over its units, seen"},
@@ -74,7 +75,7 @@ SABOTAGES: dict[str, dict[str, Sabotage]] = {
         ),
         "a claim gives no new attempt": (
             {"attempts claimed twice"},
-            [("_start", "attempt = t.attempt + 1", "attempt = 1")],
+            [("_take", "attempt = t.attempt + 1", "attempt = 1")],
         ),
         "an outcome is lost now and then": (
             {"accepted tasks without an outcome"},
@@ -102,5 +103,5 @@ def replace(connection: psycopg.Connection[tuple[str]], function: str, right: st
         "select pg_get_functiondef(oid) from pg_proc where pronamespace = 'pgpark'::regnamespace and proname = %s",
         [function],
     ).fetchone()
-    assert row is not None and row[0].count(right) == 1, f"{function} has changed; sabotage it in another way"
+    assert row is not None and right in row[0], f"{function} has changed; sabotage it in another way"
     connection.execute(row[0].replace(right, wrong).encode())

@@ -2,10 +2,13 @@
 -- archives or deletes its message, counts it and notifies, all in the caller's transaction.
 -- Keeps invariants 2 (one outcome) and 8 (atomicity). Whatever ends a task comes here.
 
--- The arrays run in parallel; results may be null for none. The caller holds the row locks of these tasks; ids that
--- are no longer in the ledger are passed over. Returns how many tasks ended.
-create or replace function pgpark._conclude(ids bigint[], statuses text[], reasons text[], results jsonb[])
-returns int
+-- The arrays run in parallel; attempts and results may be null for none. Given attempts, only running tasks end, and only
+-- such of them as are in that attempt; else the caller holds the row locks of the tasks. Of several elements for one
+-- task the first counts; ids that are not in the ledger are passed over. quiet: a pool that the caller wakes itself.
+-- Returns the places, from 1, of what ended.
+create or replace function pgpark._conclude(ids bigint[], attempts int[], statuses text[], reasons text[],
+                                            results jsonb[], quiet text default null)
+returns int[]
 language plpgsql
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -18,33 +21,28 @@ as $$
 declare
   ended record;  -- of one pool
   lot pgpark.pool;
-  storage_ text;
   now_ timestamptz := pgpark._now();
-  ended_count int := 0;
+  places int[] := array[]::int[];
 begin
   if coalesce(cardinality(ids), 0) = 0 then
-    return 0;
+    return places;
+  elsif exists (select from pool p where p.mailbox_table <> 'mailbox_messages') then
+    perform pgpark._lock_storages(ids);
   end if;
-  for storage_ in
-    select distinct p.mailbox_table
-    from task t
-    join pool p using (pool_id)
-    where t.task_id = any (ids)
-      and p.mailbox_table <> 'mailbox_messages'
-  loop
-    -- A transaction that has used the mailbox before learns only so of a part that was attached since.
-    execute format('lock table pgpark.%I in row exclusive mode', storage_);
-  end loop;
   for ended in
     with outcome as (
       select o.*
-      from unnest(ids, statuses, reasons, results) as o (task_id, status, reason, result)
+      from unnest(ids, attempts, statuses, reasons, results)
+             with ordinality as o (task_id, attempt, status, reason, result, ord)
+      order by o.task_id, o.ord  -- one order for everybody, so that two batches cannot deadlock
     ),
     ended as (
+      -- Not "state in (running, cancelling)": that would let the planner take the index of what runs, and walk it.
       delete from task t
       using outcome o
       where t.task_id = o.task_id
-      returning t.*, o.status, o.reason, o.result
+        and (attempts is null or (t.attempt = o.attempt and t.state not in ('parked', 'delayed')))
+      returning t.*, o.status, o.reason, o.result, o.ord
     ),
     posted as (
       insert into mailbox (task_id, pool, tenant, user_id, session_id, status, reason, payload, priority, units,
@@ -58,16 +56,18 @@ begin
       join pool p using (pool_id)
     ),
     counted as (
-      insert into tally (pool_id, completed, failed, expired, dropped)
+      insert into tally (pool_id, completed, failed, expired, dropped, units)
       select e.pool_id,
              count(*) filter (where e.status = 'completed'),
              count(*) filter (where e.status = 'failed'),
              count(*) filter (where e.status = 'expired'),
-             count(*) filter (where e.status = 'dropped')
+             count(*) filter (where e.status = 'dropped'),
+             -coalesce(sum(e.units) filter (where e.state not in ('parked', 'delayed')), 0)
       from ended e
       group by e.pool_id
     )
     select e.pool_id, array_agg(e.msg_id) as msg_ids, array_agg(e.task_id) as task_ids,
+           array_agg(e.ord::int) as places,
            array_agg(e.task_id) filter (where e.emitted not in (0, e.attempt)) as with_old_parts,
            count(*) filter (where e.state in ('parked', 'delayed'))::int as waited
     from ended e
@@ -85,14 +85,37 @@ begin
       perform pgpark._post_callbacks(ended.task_ids, lot.name);
     end if;
     perform pg_notify('pgpark.mailbox', id::text) from unnest(ended.task_ids) as id;
-    perform pgpark._wake(lot.name);
-    ended_count := ended_count + cardinality(ended.task_ids);
+    if quiet is distinct from lot.name then
+      perform pgpark._wake(lot.name);
+    end if;
+    places := places || ended.places;
   end loop;
-  return ended_count;
+  return places;
 end
 $$;
 
--- The same status and reason for all, and no results.
+-- A transaction that has used the mailbox before learns only so of a part of it that was attached since.
+create or replace function pgpark._lock_storages(ids bigint[]) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  storage_ text;
+begin
+  for storage_ in
+    select distinct p.mailbox_table
+    from task t
+    join pool p using (pool_id)
+    where t.task_id = any (ids)
+      and p.mailbox_table <> 'mailbox_messages'
+  loop
+    execute format('lock table pgpark.%I in row exclusive mode', storage_);
+  end loop;
+end
+$$;
+
+-- The same status and reason for all, whatever their state, and no results. Returns how many ended.
 create or replace function pgpark._conclude_all(ids bigint[], status text, reason text) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -101,10 +124,11 @@ begin
   if coalesce(cardinality(ids), 0) = 0 then
     return 0;
   end if;
-  return pgpark._conclude(
+  return cardinality(pgpark._conclude(
     ids,
+    null,
     array_fill(status, array[cardinality(ids)]),
     array_fill(reason, array[cardinality(ids)]),
-    null);
+    null));
 end
 $$;

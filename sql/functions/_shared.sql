@@ -16,12 +16,18 @@ $$;
 
 -- Under REPEATABLE READ or SERIALIZABLE a transaction goes on seeing the past after it has waited for a lock, so it
 -- would count units that others have taken meanwhile as free (DESIGN invariant 1).
+create or replace function pgpark._sees_the_past() returns boolean
+language sql stable
+as $$
+  select current_setting('transaction_isolation') not in ('read committed', 'read uncommitted');
+$$;
+
 create or replace function pgpark._require_read_committed() returns void
 language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
 begin
-  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+  if pgpark._sees_the_past() then
     raise exception 'pgpark needs READ COMMITTED, this transaction is %', upper(current_setting('transaction_isolation'))
       using errcode = '25001',
             hint = 'With an older snapshot, capacity and depth would be counted wrongly. '

@@ -40,18 +40,28 @@ as $$
 declare
   parked int;
 begin
-  update task t
-  set state = 'parked',
-      losses = t.losses + lost,
-      worker = null,
-      lease_until = null,
-      run_until = null,
-      start_tag = case lot.fairness when 'tenant' then t.start_tag else 0 end,
-      share = case lot.fairness when 'tenant' then coalesce(t.tenant, '') end,
-      lane = pgpark._lane(lot.pool_id, t.tenant)
-  where t.task_id = any (ids)
-    and t.state = 'running';
-  get diagnostics parked = row_count;
+  with again as (
+    update task t
+    set state = 'parked',
+        losses = t.losses + lost,
+        worker = null,
+        lease_until = null,
+        run_until = null,
+        start_tag = case lot.fairness when 'tenant' then t.start_tag else 0 end,
+        share = case lot.fairness when 'tenant' then coalesce(t.tenant, '') end,
+        lane = pgpark._lane(lot.pool_id, t.tenant)
+    where t.task_id = any (ids)
+      and t.state = 'running'
+    returning t.task_id, t.units
+  ),
+  freed as (
+    insert into tally (pool_id, units)
+    select lot.pool_id, -sum(a.units) from again a having count(*) > 0
+  ),
+  back as (
+    insert into returned (pool_id, task_id) select lot.pool_id, a.task_id from again a
+  )
+  select count(*)::int into parked from again;
   if lot.max_queue_depth is not null and parked > 0 then
     perform pgpark._owe_places(lot.pool_id, parked);
   end if;
@@ -298,6 +308,7 @@ begin
     from task b
     where b.pool_id = _straighten.pool_id and b.state = 'parked' and b.share is not null
     for update skip locked);
+  perform pgpark._reset_front(_straighten.pool_id);
 end
 $$;
 

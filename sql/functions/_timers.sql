@@ -23,6 +23,7 @@ begin
     from task t
     where t.pool_id = _expire.pool_id
       and t.state in ('parked', 'delayed')
+      and t.deadline > (select f.expired_to from front f where f.pool_id = _expire.pool_id)
       and t.deadline <= now_
     order by t.deadline
     limit bite
@@ -75,6 +76,7 @@ begin
       lane = pgpark._lane(lot.pool_id, t.tenant)
   from unnest(due) with ordinality as d (task_id, ord)
   where t.task_id = d.task_id;
+  insert into returned (pool_id, task_id) select lot.pool_id, d.id from unnest(due) as d (id);
   perform pgpark._wake(lot.name);
   return cardinality(due);
 end
@@ -96,6 +98,9 @@ as $$
 declare
   lapsed bigint[];
 begin
+  if now_ < (select f.next_lapse from front f where f.pool_id = lot.pool_id) then
+    return 0;
+  end if;
   select array_agg(l.task_id) into lapsed
   from (
     select t.task_id
@@ -115,7 +120,7 @@ begin
           where t.task_id = any (lapsed) and t.state = 'running' and t.run_until <= now_),
     'run_timeout', now_);
 
-  perform pgpark._conclude(array_agg(t.task_id), array_agg('dropped'::text),
+  perform pgpark._conclude(array_agg(t.task_id), null, array_agg('dropped'::text),
                            array_agg(case t.state when 'cancelling' then t.cancel_reason else 'lost worker' end), null)
   from task t
   where t.task_id = any (lapsed)
@@ -124,6 +129,24 @@ begin
   perform pgpark._park_again(lot, lapsed, lost => 1);
   perform pgpark._wake(lot.name);
   return cardinality(lapsed);
+end
+$$;
+
+-- Remembers when to look for lapsed leases again: a lease that is taken or renewed meanwhile is as long as any. Called by
+-- claims alone, which hold the pool's lock.
+create or replace function pgpark._note_next_lapse(lot pgpark.pool, now_ timestamptz) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  update front f
+  set next_lapse = least(now_ + pgpark._secs(lot.lease_secs), (
+        select min(t.lease_until)
+        from task t
+        where t.pool_id = lot.pool_id and t.state in ('running', 'cancelling')))
+  where f.pool_id = lot.pool_id
+    and f.next_lapse <= now_;
 end
 $$;
 
@@ -174,11 +197,11 @@ begin
       and t.state = 'running'
       and p.pool_id = t.pool_id
       and t.failures + 1 < p.max_attempts
-    returning t.task_id, t.pool_id
+    returning t.task_id, t.pool_id, t.units
   ),
   counted as (
-    insert into tally (pool_id, retried)
-    select a.pool_id, count(*) from again a group by a.pool_id
+    insert into tally (pool_id, retried, units)
+    select a.pool_id, count(*), -sum(a.units) from again a group by a.pool_id
   ),
   booked as (
     select pgpark._wake(p.name), case when p.max_queue_depth is not null then pgpark._owe_places(p.pool_id, a.tasks) end
@@ -205,13 +228,19 @@ set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 #variable_conflict use_column
+declare
+  noted pgpark.front;
+  used bigint := pgpark._used_units(lot.pool_id);
 begin
+  select f.* into noted from front f where f.pool_id = lot.pool_id;
   return least(
     (select min(t.deadline) from task t
-     where t.pool_id = lot.pool_id and t.state in ('parked', 'delayed') and t.deadline is not null),
+     where t.pool_id = lot.pool_id and t.state in ('parked', 'delayed') and t.deadline > noted.expired_to),
     (select min(t.run_at) from task t where t.pool_id = lot.pool_id and t.state = 'delayed'),
-    (select min(t.lease_until) from task t
-     where t.pool_id = lot.pool_id and t.state in ('running', 'cancelling')),
-    case when pgpark._may_start(lot, now_) then now_ + interval '1 second' end);
+    case when used = 0 then null
+         when noted.next_lapse > now_ then noted.next_lapse
+         else (select min(t.lease_until) from task t
+               where t.pool_id = lot.pool_id and t.state in ('running', 'cancelling')) end,
+    case when pgpark._may_start(lot, now_, lot.max_units - used) then now_ + interval '1 second' end);
 end
 $$;

@@ -17,7 +17,7 @@ declare
   explained int := 0;
   ahead int := 0;  -- in line
   now_ timestamptz := pgpark._now();
-  free bigint := pgpark._free_units(lot, null, null);
+  free bigint := lot.max_units - pgpark._used_units(lot.pool_id);
   largest bigint := pgpark._largest_worker(lot, now_);
   head_found boolean := false;
   passes int := 0;

@@ -12,7 +12,9 @@ language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 begin
-  perform pgpark._check_finish(park_finish.status, null);
+  if park_finish.status not in ('completed', 'failed', 'dropped') then
+    perform pgpark._refuse_element(pgpark._bad_status(park_finish.status), null);
+  end if;
   return cardinality(pgpark._finish(
     array[park_finish.task_id], array[park_finish.attempt], array[coalesce(park_finish.status, 'completed')],
     array[park_finish.result], array[park_finish.reason])) = 1;
@@ -32,25 +34,14 @@ set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  ids bigint[];
-  attempts int[];
-  statuses text[];
-  results jsonb[];
-  reasons text[];
+  given record;
   accepted_places int[];
 begin
-  perform pgpark._check_outcomes(outcomes);
-  select array_agg((e.element ->> 'task_id')::bigint order by e.ord),
-         array_agg((e.element ->> 'attempt')::int order by e.ord),
-         array_agg(coalesce(e.element ->> 'status', 'completed') order by e.ord),
-         array_agg(e.element -> 'result' order by e.ord),
-         array_agg(e.element ->> 'reason' order by e.ord)
-  into ids, attempts, statuses, results, reasons
-  from jsonb_array_elements(outcomes) with ordinality as e (element, ord);
-  accepted_places := pgpark._finish(ids, attempts, statuses, results, reasons);
+  select * into given from pgpark._read_outcomes(outcomes);
+  accepted_places := pgpark._finish(given.ids, given.attempts, given.statuses, given.results, given.reasons);
   return query
   select i.id, i.ord = any (accepted_places)
-  from unnest(ids) with ordinality as i (id, ord)
+  from unnest(given.ids) with ordinality as i (id, ord)
   order by i.ord;
 end
 $$;
@@ -60,15 +51,79 @@ comment on function pgpark.park_finish_many is
 attempt are required). Returns one row per element, in order: task_id and whether it was accepted; false means fenced,
 as in park_finish. An element that is not of the right form is an error (22023) and nothing is changed.';
 
-create or replace function pgpark._check_finish(status text, "position" int) returns void
+create or replace function pgpark.park_next(
+  pool text,
+  worker text,
+  outcomes jsonb default '[]',
+  max_tasks int default 1,
+  max_units int default null)
+returns table (task_id bigint, attempt int, payload jsonb, priority text, units int, tenant text, user_id text,
+               session_id text, deadline timestamptz, created_at timestamptz, fenced boolean)
+language plpgsql
+set search_path = pgpark, pg_temp
+set lock_timeout = '500ms'
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+  given record;
+  accepted_places int[];
+  freed bigint;
+begin
+  select * into given from pgpark._read_outcomes(outcomes);
+  if given.ids is not null then
+    freed := (select sum(t.units) from task t
+              where t.task_id = any (given.ids)
+                and t.pool_id = (select p.pool_id from pool p where p.name = park_next.pool));
+    accepted_places := pgpark._finish(given.ids, given.attempts, given.statuses, given.results, given.reasons,
+                                      park_next.pool);
+  end if;
+  return query
+  select c.*, false
+  from pgpark._claim(park_next.pool, park_next.worker, park_next.max_tasks, park_next.max_units, freed) c;
+  if cardinality(given.ids) > cardinality(accepted_places) then
+    return query
+    select i.id, given.attempts[i.ord], null::jsonb, null::text, null::int, null::text, null::text, null::text,
+           null::timestamptz, null::timestamptz, true
+    from unnest(given.ids) with ordinality as i (id, ord)
+    where i.ord <> all (accepted_places)
+    order by i.ord;
+  end if;
+end
+$$;
+
+comment on function pgpark.park_next is
+'park_finish_many and then park_claim, in one transaction and one round trip: what a worker that is busy calls. outcomes:
+as in park_finish_many, also of other pools. Returns the rows of park_claim with fenced = false, then a row with fenced =
+true for each outcome that was not accepted (its task_id and attempt, all else null). Errors: 22023 and 42704, and then
+nothing was done; 40P01 and 55P03 if somebody who holds the pool for half a second or more is in the way: try again, or
+call the two one after the other.';
+
+create or replace function pgpark._bad_status(status text) returns text
+language sql immutable
+as $$
+  select format('unknown status %L; use completed, failed or dropped', status);
+$$;
+
+-- The elements of park_finish_many, checked, as arrays that run in parallel; null for none.
+create or replace function pgpark._read_outcomes(outcomes jsonb, out ids bigint[], out attempts int[],
+                                                 out statuses text[], out results jsonb[], out reasons text[])
 language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
 begin
-  if _check_finish.status not in ('completed', 'failed', 'dropped') then
-    perform pgpark._refuse_element(
-      format('unknown status %L; use completed, failed or dropped', _check_finish.status), "position");
-  end if;
+  perform pgpark._check_outcomes(outcomes);
+  select array_agg((e.element ->> 'task_id')::bigint order by e.ord),
+         array_agg((e.element ->> 'attempt')::int order by e.ord),
+         array_agg(coalesce(e.element ->> 'status', 'completed') order by e.ord),
+         array_agg(e.element -> 'result' order by e.ord),
+         array_agg(e.element ->> 'reason' order by e.ord)
+  into ids, attempts, statuses, results, reasons
+  from jsonb_array_elements(outcomes) with ordinality as e (element, ord);
 end
 $$;
 
@@ -97,6 +152,8 @@ begin
                (select min(k) from jsonb_object_keys(e.element - keys) k), array_to_string(keys, ', '))
       when jsonb_typeof(e.element -> 'reason') not in ('string', 'null') then
         format('reason must be a string, not %s', e.element -> 'reason')
+      when e.element ->> 'status' not in ('completed', 'failed', 'dropped') then
+        pgpark._bad_status(e.element ->> 'status')
     end as complaint
   ) c
   where c.complaint is not null
@@ -105,14 +162,13 @@ begin
   if found then
     perform pgpark._refuse_element(bad.complaint, bad.ord::int);
   end if;
-  perform pgpark._check_finish(e.element ->> 'status', e.ord::int)
-  from jsonb_array_elements(outcomes) with ordinality as e (element, ord);
 end
 $$;
 
 -- The arrays run in parallel. Returns the places, counted from 1, of the elements that were accepted: those that name
--- the current attempt of a running task, and of several that do the first.
-create or replace function pgpark._finish(ids bigint[], attempts int[], statuses text[], results jsonb[], reasons text[])
+-- the current attempt of a running task, and of several that do the first. quiet: as in _conclude.
+create or replace function pgpark._finish(ids bigint[], attempts int[], statuses text[], results jsonb[], reasons text[],
+                                          quiet text default null)
 returns int[]
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -129,7 +185,11 @@ declare
   failing bigint[];  -- may have another attempt
   retried bigint[] := array[]::bigint[];
 begin
-  perform pgpark._require_read_committed();
+  if pgpark._sees_the_past() then
+    perform pgpark._require_read_committed();
+  elsif 'completed' = all (statuses) then  -- the usual case: nothing to decide, only that it is still theirs
+    return pgpark._conclude(ids, attempts, statuses, reasons, results, quiet);
+  end if;
   with given as (
     select g.task_id, g.attempt, min(g.ord)::int as ord
     from unnest(ids, attempts) with ordinality as g (task_id, attempt, ord)
@@ -139,7 +199,7 @@ begin
     select t.task_id, t.state, g.ord
     from task t
     join given g on g.task_id = t.task_id and g.attempt = t.attempt
-    where t.state in ('running', 'cancelling')
+    where t.state not in ('parked', 'delayed')  -- so that task_pkey is the only way: functions/_conclude.sql
     order by t.task_id  -- one order for everybody, so that two batches cannot deadlock
     for update of t
   )
@@ -156,11 +216,13 @@ begin
   -- is dropped, unless it was completed all the same: then the answer is kept.
   perform pgpark._conclude(
     array_agg(o.task_id),
+    null,
     array_agg(case when o.cancelled then 'dropped' else o.status end),
     array_agg(case when o.cancelled then o.cancel_reason
                    when o.status = 'failed' and o.overran then coalesce(o.reason, 'run_timeout')
                    else o.reason end),
-    array_agg(o.result))
+    array_agg(o.result),
+    quiet)
   from (
     select t.task_id, t.cancel_reason, t.run_until <= now_ as overran,
            statuses[a.ord] as status, reasons[a.ord] as reason, results[a.ord] as result,

@@ -129,26 +129,3 @@ begin
   end if;
 end
 $$;
-
--- Sums up the tally rows of a pool once they are many. Rows that somebody else is folding are left to him.
-create or replace function pgpark._fold_tally(pool_id int) returns void
-language plpgsql
-set search_path = pgpark, pg_temp
-as $$
-#variable_conflict use_column
-begin
-  if (select count(*) < 50 from (select from tally y where y.pool_id = _fold_tally.pool_id limit 50) few) then
-    return;
-  end if;
-  with folding as (
-    delete from tally y
-    where y.ctid in (
-      select y.ctid from tally y where y.pool_id = _fold_tally.pool_id limit 10000 for update skip locked)
-    returning y.*
-  )
-  insert into tally (pool_id, completed, failed, expired, dropped, retried)
-  select f.pool_id, sum(f.completed), sum(f.failed), sum(f.expired), sum(f.dropped), sum(f.retried)
-  from folding f
-  group by f.pool_id;
-end
-$$;

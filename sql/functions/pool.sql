@@ -26,6 +26,8 @@ begin
     after_.state := 'active';
     after_.created_at := pgpark._now();
     insert into pool overriding system value select after_.*;
+    insert into front (pool_id) values (after_.pool_id);
+    insert into mark (pool_id) values (after_.pool_id);
     perform pgpark._put_secret(after_, park_put_pool.config);
     perform pgpark._put_tenants(after_);
     perform pgpark._deal_places(after_, after_.created_at);
@@ -112,6 +114,7 @@ begin
   if before.max_queue_depth is distinct from after_.max_queue_depth then
     perform pgpark._deal_places(after_, pgpark._now());
   end if;
+  perform pgpark._reset_front(before.pool_id);
   perform pgpark._remember(after_);
   if after_.notifier is null and before.notifier is not null then
     perform pgpark._bury_all(park_put_pool.name, 'the pool has no notifier any more');
@@ -226,6 +229,9 @@ begin
   delete from tenant_service s where s.pool_id = lot.pool_id;
   delete from place p where p.pool_id = lot.pool_id;
   delete from memory m where m.pool_id = lot.pool_id;
+  delete from front f where f.pool_id = lot.pool_id;
+  delete from mark m where m.pool_id = lot.pool_id;
+  delete from returned r where r.pool_id = lot.pool_id;
   delete from pool p where p.pool_id = lot.pool_id;
   perform pgpark._drop_queue(lot);
 end

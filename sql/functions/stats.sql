@@ -53,6 +53,7 @@ begin
            coalesce(sum(y.retried), 0)::bigint as retried
     from tally y
     where y.pool_id = p.pool_id
+      and y.entry_id > (select f.entry_floor from front f where f.pool_id = p.pool_id)
   ) outcomes
   order by p.name;
 end

@@ -23,9 +23,9 @@ as $$
 declare
   lot pgpark.pool := pgpark._enter_pool(park_submit.pool);
   draft pgpark.draft;
+  complaint text;
 begin
   draft.ord := 1;
-  draft.task_id := nextval('pgpark.task_task_id_seq');
   draft.payload := park_submit.payload;
   draft.priority := coalesce(park_submit.priority, 'normal');
   draft.units := coalesce(park_submit.units, 1);
@@ -35,8 +35,19 @@ begin
   draft.session_id := park_submit.session_id;
   draft.run_at := park_submit.run_at;
   draft.idempotency_key := park_submit.idempotency_key;
-  perform pgpark._check_draft(draft, null);
-  return query select * from pgpark._park(lot, array[draft]);
+  complaint := pgpark._complaint(draft);
+  if complaint is not null then
+    perform pgpark._refuse_element(complaint, null);
+  end if;
+  if draft.idempotency_key is null and lot.max_queue_depth is null and not lot.limited and lot.fairness = 'fifo' then
+    select * into task_id, status, reason from pgpark._park_alone(lot, draft);
+    accepted := reason is null;
+    return next;
+  else
+    perform pg_current_xact_id();  -- before the number is taken: functions/_front.sql
+    draft.task_id := nextval('pgpark.task_task_id_seq');
+    return query select * from pgpark._park(lot, array[draft]);
+  end if;
 end
 $$;
 
@@ -61,6 +72,7 @@ declare
   rate record;
 begin
   perform pgpark._check_elements(tasks);
+  perform pg_current_xact_id();  -- before the numbers are taken: functions/_front.sql
   select r.* into rate from pgpark._llm_rate(lot.cost_model) r;
   drafts := array(
     select row(e.ord, nextval('pgpark.task_task_id_seq'), e.element -> 'payload',
@@ -75,7 +87,9 @@ begin
                e.element ->> 'idempotency_key')::pgpark.draft
     from jsonb_array_elements(tasks) with ordinality as e (element, ord)
     order by e.ord);
-  perform pgpark._check_draft(d, d.ord) from unnest(drafts) d;
+  perform pgpark._refuse_element(c.complaint, c.ord)
+  from (select pgpark._complaint(d) as complaint, d.ord from unnest(drafts) d) c
+  where c.complaint is not null;
   return query select * from pgpark._park(lot, drafts);
 end
 $$;
@@ -92,29 +106,31 @@ language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 declare
-  seen pgpark.pool;
+  seen int;
   lot pgpark.pool;
 begin
-  perform pgpark._require_read_committed();
+  if pgpark._sees_the_past() then
+    perform pgpark._require_read_committed();
+  end if;
   loop
-    seen := pgpark._pool(_enter_pool.name);
-    perform pgpark._lock_entrance(seen.pool_id, alone => false);
-    lot := pgpark._pool(_enter_pool.name);  -- as it is now that nobody can close it
-    exit when lot.pool_id = seen.pool_id;   -- else it was dropped and made anew while we waited
+    select p.pool_id into seen from pool p where p.name = _enter_pool.name;
+    if not found then
+      perform pgpark._unknown_pool(_enter_pool.name);
+    end if;
+    perform pg_advisory_xact_lock_shared(1885826930, seen);  -- _lock_entrance, not alone
+    -- As it is now that nobody can close it; not the one that was seen if that was dropped and made anew meanwhile.
+    select p.* into lot from pool p where p.name = _enter_pool.name;
+    exit when lot.pool_id = seen;
   end loop;
   return lot;
 end
 $$;
 
--- Raises 22023 for what no pool could ever accept. position: the element of park_submit_many, null for park_submit.
-create or replace function pgpark._check_draft(draft pgpark.draft, "position" int) returns void
-language plpgsql stable
-set search_path = pgpark, pg_temp
+-- What is wrong with a draft that no pool could ever accept; null: nothing.
+create or replace function pgpark._complaint(draft pgpark.draft) returns text
+language sql stable
 as $$
-declare
-  complaint text;
-begin
-  complaint := case
+  select case
     when draft.payload is null then 'payload is missing; send any JSON value, ''null'' and ''{}'' included'
     when pgpark._priority_level(draft.priority) is null then
       format('unknown priority %L; use %s', draft.priority, array_to_string(pgpark._priority_names(), ', '))
@@ -125,10 +141,58 @@ begin
                   octet_length(draft.idempotency_key)) > 255 then
       'tenant, user_id, session_id and idempotency_key take at most 255 bytes each'
   end;
-  if complaint is not null then
-    perform pgpark._refuse_element(complaint, "position");
-  end if;
+$$;
+
+-- The deadline that holds for a draft. One beyond what most calendars can hold is none.
+create or replace function pgpark._due(lot pgpark.pool, draft pgpark.draft, now_ timestamptz) returns timestamptz
+language sql stable
+as $$
+  select case when coalesce(draft.deadline, greatest(now_, draft.run_at) + pgpark._secs(lot.default_timeout_secs))
+                   < timestamptz '9999-01-01'
+              then coalesce(draft.deadline, greatest(now_, draft.run_at) + pgpark._secs(lot.default_timeout_secs)) end;
+$$;
+
+-- The most units that a task of this tenant may have.
+create or replace function pgpark._most_units(lot pgpark.pool, tenant text) returns int
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return least(lot.max_units, (select n.max_units from tenant n
+                               where n.pool_id = lot.pool_id and n.tenant = coalesce(_most_units.tenant, '')));
 end
+$$;
+
+-- Why a pool refuses a draft, keys and depth aside; null: it does not.
+create or replace function pgpark._refusal(lot pgpark.pool, draft pgpark.draft, due timestamptz, now_ timestamptz)
+returns text
+language sql stable
+as $$
+  select case
+    when lot.state in ('draining', 'disabled') then 'pool_closed'
+    when draft.units > case when lot.limited then pgpark._most_units(lot, draft.tenant) else lot.max_units end
+      then 'too_large'
+    when due <= greatest(now_, draft.run_at) + pgpark._secs(lot.scheduling_slack_secs) then 'deadline_expired'
+  end;
+$$;
+
+-- The message of a draft in its pool's queue. Without an address and times, as most are, it is built faster.
+create or replace function pgpark._message(lot pgpark.pool, draft pgpark.draft, due timestamptz, now_ timestamptz)
+returns jsonb
+language sql stable
+as $$
+  select jsonb_build_object(
+    'metadata',
+    case when draft.tenant is null and draft.user_id is null and draft.session_id is null and due is null
+              and draft.run_at is null
+         then ('{"task_id":' || draft.task_id || ',"pool":"' || lot.name || '","priority":"' || draft.priority
+               || '","units":' || draft.units || ',"created_at":' || to_json(now_) || '}')::jsonb
+         else jsonb_strip_nulls(jsonb_build_object(
+                'task_id', draft.task_id, 'pool', lot.name, 'priority', draft.priority, 'units', draft.units,
+                'tenant', draft.tenant, 'user_id', draft.user_id, 'session_id', draft.session_id, 'deadline', due,
+                'run_at', draft.run_at, 'created_at', now_)) end,
+    'payload', draft.payload);
 $$;
 
 -- Raises 22023 for an element of park_submit_many that is not of the right form; its values are checked later.
@@ -151,6 +215,8 @@ begin
     select case
       when jsonb_typeof(e.element) <> 'object' then
         format('a task must be a JSON object, not %s', jsonb_typeof(e.element))
+      when e.element - 'payload' = '{}' then  -- nothing else in it: the usual case
+        null
       when e.element - keys <> '{}' then
         format('unknown key %L; a task has %s',
                (select min(k) from jsonb_object_keys(e.element - keys) k), array_to_string(keys, ', '))
@@ -164,11 +230,11 @@ begin
       when jsonb_typeof(e.element -> 'priority') not in ('string', 'null') then
         format('unknown priority %s; use %s', e.element -> 'priority',
                array_to_string(pgpark._priority_names(), ', '))
-      when not pgpark._is_time(e.element -> 'deadline') then
+      when e.element ? 'deadline' and not pgpark._is_time(e.element -> 'deadline') then
         format('deadline must be a time such as "2030-01-31T12:00:00Z", not %s', e.element -> 'deadline')
-      when not pgpark._is_time(e.element -> 'run_at') then
+      when e.element ? 'run_at' and not pgpark._is_time(e.element -> 'run_at') then
         format('run_at must be a time such as "2030-01-31T12:00:00Z", not %s', e.element -> 'run_at')
-      else (
+      when e.element ?| array['tenant', 'user_id', 'session_id', 'idempotency_key'] then (
         select format('%s must be a string, not %s', t.key, e.element -> t.key)
         from unnest(array['tenant', 'user_id', 'session_id', 'idempotency_key']) as t (key)
         where jsonb_typeof(e.element -> t.key) not in ('string', 'null')
@@ -226,6 +292,36 @@ exception
 end
 $$;
 
+-- _park for one draft without a key, into a pool without depth, fair share and limits.
+create or replace function pgpark._park_alone(lot pgpark.pool, draft pgpark.draft,
+                                              out task_id bigint, out status text, out reason text)
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  now_ timestamptz := pgpark._now();
+  due timestamptz := pgpark._due(lot, draft, now_);
+  delayed boolean := coalesce(draft.run_at > now_, false);
+begin
+  reason := pgpark._refusal(lot, draft, due, now_);
+  if reason is not null then
+    status := 'rejected';
+    return;
+  end if;
+  perform pg_current_xact_id();  -- before the number is taken: functions/_front.sql
+  draft.task_id := nextval('pgpark.task_task_id_seq');
+  insert into task (task_id, pool_id, msg_id, state, priority, units, tenant, user_id, session_id, deadline, run_at,
+                    created_at)
+  values (draft.task_id, lot.pool_id, (pgpark._send(lot, array[pgpark._message(lot, draft, due, now_)]))[1],
+          case when delayed then 'delayed' else 'parked' end, pgpark._priority_level(draft.priority), draft.units,
+          draft.tenant, draft.user_id, draft.session_id, due, case when delayed then draft.run_at end, now_);
+  perform pgpark._wake(lot.name);
+  task_id := draft.task_id;
+  status := case when delayed then 'delayed' else 'parked' end;
+end
+$$;
+
 -- Decides on drafts and stores what is accepted; one row per draft, in order.
 create or replace function pgpark._park(lot pgpark.pool, drafts pgpark.draft[])
 returns table (task_id bigint, accepted boolean, status text, reason text)
@@ -246,24 +342,8 @@ declare
   refusals text[];
   owners bigint[];
 begin
-  -- A deadline beyond what most calendars can hold is none.
-  due := array(
-    select case when d.due < timestamptz '9999-01-01' then d.due end
-    from (
-      select coalesce(d.deadline, greatest(now_, d.run_at) + pgpark._secs(lot.default_timeout_secs)) as due, d.ord
-      from unnest(drafts) d
-    ) d
-    order by d.ord);
-  refusals := array(
-    select case
-             when lot.state in ('draining', 'disabled') then 'pool_closed'
-             when d.units > case when lot.limited then pgpark._most_units(lot, d.tenant) else lot.max_units end
-               then 'too_large'
-             when due[d.ord] <= greatest(now_, d.run_at) + pgpark._secs(lot.scheduling_slack_secs)
-               then 'deadline_expired'
-           end
-    from unnest(drafts) d
-    order by d.ord);
+  due := array(select pgpark._due(lot, d, now_) from unnest(drafts) d order by d.ord);
+  refusals := array(select pgpark._refusal(lot, d, due[d.ord], now_) from unnest(drafts) d order by d.ord);
 
   if lot.kept_in_memory and exists (select from unnest(drafts) d where d.idempotency_key is not null) then
     perform pgpark._recall(lot, bite => 1000);  -- a key whose outcome was lost in a crash would stand in the way
@@ -348,18 +428,6 @@ begin
 end
 $$;
 
--- The most units that a task of this tenant may have.
-create or replace function pgpark._most_units(lot pgpark.pool, tenant text) returns int
-language plpgsql stable
-set search_path = pgpark, pg_temp
-as $$
-#variable_conflict use_column
-begin
-  return least(lot.max_units, (select n.max_units from tenant n
-                               where n.pool_id = lot.pool_id and n.tenant = coalesce(_most_units.tenant, '')));
-end
-$$;
-
 -- Writes accepted drafts: their messages into the pool's queue, their tasks into the ledger. due: their deadlines.
 create or replace function pgpark._store(lot pgpark.pool, drafts pgpark.draft[], due timestamptz[], now_ timestamptz)
 returns void
@@ -373,16 +441,9 @@ declare
 begin
   msg_ids := pgpark._send(
     lot,
-    array(
-      select jsonb_build_object(
-               'metadata', jsonb_strip_nulls(jsonb_build_object(
-                 'task_id', d.task_id, 'pool', lot.name, 'priority', d.priority, 'units', d.units,
-                 'tenant', d.tenant, 'user_id', d.user_id, 'session_id', d.session_id, 'deadline', due[d.nth],
-                 'run_at', d.run_at, 'created_at', now_)),
-               'payload', d.payload)
-      from unnest(drafts) with ordinality as d (ord, task_id, payload, priority, units, deadline, tenant, user_id,
-                                                session_id, run_at, idempotency_key, nth)
-      order by d.nth));
+    array(select pgpark._message(lot, d.draft, due[d.nth], now_)
+          from (select d as draft, row_number() over () as nth from unnest(drafts) d) d
+          order by d.nth));
 
   if lot.fairness = 'tenant' then
     perform pgpark._lock_tenants(lot.pool_id, array(select coalesce(d.tenant, '') from unnest(drafts) d));

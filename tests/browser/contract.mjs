@@ -143,6 +143,16 @@ test("park_claim: rank order, exact capacity, the worker's own capacity, the hea
   assert.deepEqual((await claim("claims", { worker: "small", max_units: 2 })).map((task) => task.task_id), [wider]);
 });
 
+test("park_next: outcomes and the next claim in one call", async () => {
+  await pool("next", { max_units: 1 });
+  const [one, two] = [await parked("next"), await parked("next")];
+  await claim("next");
+  const outcomes = [{ task_id: one, attempt: 1, result: 41 }, { task_id: one, attempt: 9 }];
+  const rows = await call("park_next", { pool: "next", worker: "w", outcomes });
+  assert.deepEqual(rows.map((row) => [row.task_id, row.attempt, row.fenced]), [[two, 1, false], [one, 9, true]]);
+  assert.equal((await call("park_result", { task_id: one }))[0].payload, 41);
+});
+
 test("park_finish and park_finish_many: one outcome; a late attempt is fenced; a failure is retried", async () => {
   await pool("finishes", { retry: { max_attempts: 2, backoff_secs: 10 }, archive: true });
   const [one, two, three] = [await parked("finishes"), await parked("finishes"), await parked("finishes")];

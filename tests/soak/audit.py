@@ -111,6 +111,9 @@ create trigger soak_update after update on pgpark.pool
   referencing new table as new_row for each statement execute function soak.note_pool();
 create trigger soak_outcome after insert on pgpark.mailbox
   referencing new table as new_row for each statement execute function soak.note_outcome();
+
+-- Walks begin somewhere else all the time.
+create or replace function pgpark._stride() returns int language sql immutable as 'select 20';
 """
 
 OBSERVE = """

@@ -9,7 +9,14 @@ import pytest
 from tests.conftest import Database
 
 # What plpgsql_check says and we know better, with the reason.
-EXPLAINED: dict[str, str] = {}
+EXPLAINED = {
+    f"_send: {line}": "it inserts by dynamic statements alone, which plpgsql_check cannot look into"
+    for line in (
+        "performance:00000:routine is marked as VOLATILE, should be STABLE",
+        "Detail: attention: cannot to determine volatility of used dynamic SQL",
+        "Hint: When you fix this issue, please, recheck other functions that uses this function.",
+    )
+}
 
 
 def test_plpgsql_check_finds_nothing(db: Database) -> None:

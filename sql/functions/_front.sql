@@ -1,0 +1,200 @@
+-- Where the walks of a pool begin, and what is in use: why a claim costs the same however much runs, has run, or waits.
+-- Called by claims, which hold the pool's lock, and by whoever only reads. Keeps invariant 1 (capacity): docs/decisions/0015.
+--
+-- Units in use are a sum over pgpark.tally: what starts appends its units, what ceases to run appends them with a minus,
+-- in the transaction that changes its state. So they are exact at each commit, and nobody waits for anybody to count.
+--
+-- The index entries of tasks that started stay until vacuum takes them, for hours if some session keeps an old snapshot
+-- open, and a walk from the front would step over all of them. So each pool remembers floors: nothing live is below. A
+-- floor may be raised to the first live thing that is seen, but not past what somebody has yet to commit. Hence marks:
+-- a mark is the last number given out, and a transaction id that is given out after it. Whoever writes tasks or tally
+-- entries has a transaction id before it takes a number, so once no older transaction is open all numbers up to the
+-- mark are in sight. Only transactions that write hold this up, not old snapshots. What parks again with an old number
+-- says so in pgpark.returned, in its own transaction.
+
+-- How far a walk may come from its floor before that is raised.
+create or replace function pgpark._stride() returns int
+language sql immutable
+as $$
+  select 1000;
+$$;
+
+-- Units in use.
+create or replace function pgpark._used_units(pool_id int) returns bigint
+language plpgsql stable
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+begin
+  return (
+    select coalesce(sum(y.units), 0)::bigint
+    from tally y
+    where y.pool_id = _used_units.pool_id
+      and y.entry_id > (select f.entry_floor from front f where f.pool_id = _used_units.pool_id));
+end
+$$;
+
+-- Sums up the tally rows of a pool once they are many. Rows that somebody else is folding are left to him.
+create or replace function pgpark._fold_tally(pool_id int) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+  floor_ bigint := (select f.entry_floor from front f where f.pool_id = _fold_tally.pool_id);
+begin
+  if (select count(*) < 40 from (select from tally y
+                                 where y.pool_id = _fold_tally.pool_id and y.entry_id > floor_ limit 40) few) then
+    return;
+  end if;
+  with folding as (
+    delete from tally y
+    where y.ctid = any (array(
+      select y.ctid from tally y
+      where y.pool_id = _fold_tally.pool_id and y.entry_id > floor_ limit 10000 for update skip locked))
+    returning y.*
+  )
+  insert into tally (pool_id, units, completed, failed, expired, dropped, retried)
+  select f.pool_id, sum(f.units), sum(f.completed), sum(f.failed), sum(f.expired), sum(f.dropped), sum(f.retried)
+  from folding f
+  group by f.pool_id;
+end
+$$;
+
+-- Lowers the floors to what has parked again. The caller holds the pool's lock.
+create or replace function pgpark._lower_floors(pool_id int) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if not exists (select from returned r where r.pool_id = _lower_floors.pool_id) then
+    return;
+  end if;
+  with returning_ as (
+    delete from returned r where r.pool_id = _lower_floors.pool_id returning r.task_id
+  ),
+  lowest as (
+    select array_agg(b.start_tag order by g.priority) as tags, array_agg(b.task_id order by g.priority) as ids
+    from generate_series(0, 3) as g (priority)
+    left join lateral (
+      select t.start_tag, t.task_id
+      from returning_ r
+      join task t using (task_id)
+      where t.state = 'parked'
+        and t.lane is null
+        and t.priority = g.priority
+      order by t.start_tag, t.task_id
+      limit 1
+    ) b on true
+  )
+  update front f
+  set tag_floors = n.tags,
+      task_floors = n.ids
+  from (
+    select array_agg(case when w.sinks then l.tags[p] else c.tag_floors[p] end order by p) as tags,
+           array_agg(case when w.sinks then l.ids[p] else c.task_floors[p] end order by p) as ids
+    from lowest l, front c, generate_series(1, 4) as p,
+         lateral (select coalesce((l.tags[p], l.ids[p]) < (c.tag_floors[p], c.task_floors[p]), false)) as w (sinks)
+    where c.pool_id = _lower_floors.pool_id
+  ) n
+  where f.pool_id = _lower_floors.pool_id
+    and n.ids <> f.task_floors;
+end
+$$;
+
+-- Nothing is known any more: the order of what is parked, or when leases end, was changed. The caller holds the lock.
+create or replace function pgpark._reset_front(pool_id int) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  update front f
+  set next_lapse = 'epoch',
+      expired_to = 'epoch',
+      tag_floors = '{0,0,0,0}',
+      task_floors = '{0,0,0,0}'
+  where f.pool_id = _reset_front.pool_id;
+end
+$$;
+
+-- Whether no transaction is open that is older than xmin, that of a mark. Transaction ids go round; one that seems to be
+-- more than 2^30 ahead is an old one.
+create or replace function pgpark._all_in_sight(xmin xid) returns boolean
+language sql stable
+as $$
+  select (xmin::text::bigint - pg_snapshot_xmin(pg_current_snapshot())::text::bigint) & 4294967295
+         not between 1 and 1073741824;
+$$;
+
+-- Raises the floors to what is in sight, if all up to the last mark is, and sets a new mark. The caller holds the pool's
+-- lock.
+create or replace function pgpark._raise_floors(lot pgpark.pool, now_ timestamptz) returns void
+language plpgsql
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+as $$
+#variable_conflict use_column
+declare
+  last_entry bigint := (select s.last_value - (not s.is_called)::int from tally_entry_id_seq s);
+  last_task bigint := (select s.last_value - (not s.is_called)::int from task_task_id_seq s);
+begin
+  if not (select pgpark._all_in_sight(m.xmin) from mark m where m.pool_id = lot.pool_id) then
+    return;
+  end if;
+  update front f
+  set expired_to = greatest(f.expired_to, least(now_ - interval '1 minute', (
+        select t.deadline - interval '1 microsecond'
+        from task t
+        where t.pool_id = lot.pool_id
+          and t.state in ('parked', 'delayed')
+          and t.deadline is not null
+          and t.deadline > f.expired_to
+        order by t.deadline
+        limit 1))),
+      entry_floor = least(m.entry_id, (
+        select y.entry_id - 1
+        from tally y
+        where y.pool_id = lot.pool_id
+          and y.entry_id > f.entry_floor
+        order by y.entry_id
+        limit 1)),
+      -- The turns of a fair pool do not rise with the numbers of its tasks: its floors stay where they are.
+      tag_floors = case lot.fairness when 'fifo' then n.tags else f.tag_floors end,
+      task_floors = case lot.fairness when 'fifo' then n.ids else f.task_floors end
+  from mark m, front o
+  cross join lateral (
+    select array_agg(0::double precision) as tags,
+           array_agg(least(m.task_id + 1, (
+             select t.task_id
+             from task t
+             where t.pool_id = lot.pool_id
+               and t.state = 'parked'
+               and t.lane is null
+               and t.priority = g.priority
+               and (t.start_tag, t.task_id) >= (o.tag_floors[g.priority + 1], o.task_floors[g.priority + 1])
+             order by t.priority desc, t.start_tag, t.task_id
+             limit 1)) order by g.priority) as ids
+    from generate_series(0, 3) as g (priority)
+  ) n
+  where f.pool_id = lot.pool_id
+    and m.pool_id = lot.pool_id
+    and o.pool_id = lot.pool_id;
+  begin  -- a subtransaction has a transaction id of its own: later than the last numbers, which were read before
+    update mark m set entry_id = last_entry, task_id = last_task where m.pool_id = lot.pool_id;
+  exception
+    when sqlstate 'PP002' then  -- which nobody raises
+      null;
+  end;
+end
+$$;
