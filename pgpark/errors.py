@@ -40,6 +40,10 @@ class MigrationError(DatabaseError):
     """A migration cannot be applied; the database is as it was before."""
 
 
+class ConflictError(DatabaseError):
+    """Another transaction was in the way (a deadlock, a lock timeout); nothing was done, and trying again helps."""
+
+
 class WrongIsolationError(DatabaseError):
     """The caller's transaction is REPEATABLE READ or SERIALIZABLE."""
 
@@ -80,6 +84,8 @@ def explained(state: str | None, message: str, hint: str | None, detail: str | N
         return BadInputError(text)
     if state == "55006" and message.startswith("pool "):
         return PoolInUseError(text)
+    if state in {"40001", "40P01", "55P03"}:
+        return ConflictError(text)
     if state == "25001":
         return WrongIsolationError(text)
     if state in {"3F000", "42883", "42P01"} and "pgpark" in message:

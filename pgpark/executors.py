@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 
 from pgpark.errors import BadInputError, one_line
-from pgpark.models import Claimed
+from pgpark.models import Claimed, ClaimedRow
 from pgpark.parts import PartBuffer, PartPipe
 
 log = logging.getLogger("pgpark.worker")
@@ -44,22 +44,50 @@ class HandlerError(Exception):
 
 class TaskContext:
     """What a handler may ask for as its second argument: the claimed `task`, its `pool`, whether to stop, and a way to
-    tell a waiting client what there is so far. announce: see PartBuffer."""
+    tell a waiting client what there is so far. task: as it was claimed, or a row, of which a Claimed is made when
+    somebody asks. announce: see PartBuffer."""
 
-    def __init__(self, pool: str, task: Claimed, announce: Callable[[], None] | None = None) -> None:
+    def __init__(self, pool: str, task: Claimed | ClaimedRow, announce: Callable[[], None] | None = None) -> None:
         self.pool = pool
-        self.task = task
         self.parts = PartBuffer(announce)
-        self._stop = threading.Event()
+        self._claimed = task
+        self._stopping = False
+
+    @property
+    def task(self) -> Claimed:
+        """The task as it was claimed. Raises HandlerError for a payload that Python cannot read."""
+        if isinstance(self._claimed, ClaimedRow):
+            self._claimed = Claimed.model_validate(self._claimed._asdict() | {"payload": self.payload})
+        return self._claimed
+
+    @property
+    def task_id(self) -> int:
+        """The id of the task."""
+        return self._claimed.task_id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return self._claimed.attempt
+
+    @property
+    def payload(self) -> Any:
+        """What was submitted. Raises HandlerError where Python cannot read it: nested too deeply, a number too long."""
+        if not isinstance(self._claimed, ClaimedRow):
+            return self._claimed.payload
+        try:
+            return json.loads(self._claimed.payload)
+        except (ValueError, RecursionError) as error:
+            raise HandlerError(f"the payload cannot be read: {one_line(error)}") from error
 
     @property
     def stopping(self) -> bool:
         """True once the task was cancelled, ran out of time, or the worker shuts down. Safe to ask from any thread."""
-        return self._stop.is_set()
+        return self._stopping
 
     def ask_to_stop(self) -> None:
         """Makes `stopping` true."""
-        self._stop.set()
+        self._stopping = True
 
     def emit(self, content: Any) -> None:
         """Sends a partial result (a token, a chunk, any JSON value of at most 1 MiB) to whoever follows the task.
@@ -107,7 +135,8 @@ class FunctionExecutor:
         self.stoppable = any(map(inspect.iscoroutinefunction, (handler, type(handler).__call__)))
 
     async def run(self, context: TaskContext) -> Any:
-        payload = context.task.payload
+        # One that takes the context sees the payload of context.task.
+        payload = context.task.payload if self._takes_context else context.payload
         if self._model is not None:
             try:
                 payload = self._model.model_validate(payload)
@@ -116,7 +145,7 @@ class FunctionExecutor:
         arguments = (payload, context) if self._takes_context else (payload,)
         if self.stoppable:
             return await self._handler(*arguments)
-        return await _in_thread(self._handler, arguments, name=f"{TASK_THREAD}{context.task.task_id}")
+        return await _in_thread(self._handler, arguments, name=f"{TASK_THREAD}{context.task_id}")
 
 
 class CommandExecutor:
@@ -140,7 +169,8 @@ class CommandExecutor:
             raise BadInputError(f"--exec: there is no program {self._argv[0] if self._argv else ''!r}")
 
     async def run(self, context: TaskContext) -> Any:
-        pipe = PartPipe(context.parts, context.task.task_id)
+        payload = json.dumps(context.task.payload).encode()
+        pipe = PartPipe(context.parts, context.task_id)
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._argv,
@@ -155,7 +185,7 @@ class CommandExecutor:
             pipe.close()
             raise
         pipe.start()
-        talk = asyncio.create_task(process.communicate(json.dumps(context.task.payload).encode()))
+        talk = asyncio.create_task(process.communicate(payload))
         try:
             # Not process.wait(): until Python 3.12 it waits for the pipes too, which a process left behind may hold.
             while not talk.done() and process.returncode is None:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import psycopg
-from psycopg.rows import DictRow
 
 from pgpark import calls
 from pgpark.errors import BadInputError, PgparkError, one_line
 from pgpark.executors import TaskContext
+from pgpark.lane import Lane
 
 log = logging.getLogger("pgpark.worker")
 
@@ -30,38 +30,34 @@ class Flusher:
     def __init__(self, contexts: Callable[[], Iterable[TaskContext]]) -> None:
         self._contexts = contexts
         self._news = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None  # once somebody writes
         self._turn = asyncio.Lock()  # what is on its way must have arrived before an outcome may follow
 
-    def announcer(self) -> Callable[[], None]:
+    def announce(self) -> None:
         """What a context calls, from any thread, when there is something to write."""
-        loop = asyncio.get_running_loop()
-
-        def announce() -> None:
+        if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has gone
-                loop.call_soon_threadsafe(self._news.set)
+                self._loop.call_soon_threadsafe(self._news.set)
 
-        return announce
-
-    async def run(self, connection: psycopg.AsyncConnection[DictRow], lost: Callable[[], None]) -> None:
+    async def run(self, lane: Lane, lost: Callable[[], None]) -> None:
         """Writes whatever comes, until the connection is lost; then calls `lost`."""
-        self._news.set()  # what a lost connection has left
+        self._loop = asyncio.get_running_loop()
+        self._news.set()  # what came before, or a lost connection has left
         while True:
             await self._news.wait()
             self._news.clear()
             try:
-                await self.flush(connection, self._contexts(), until_empty=False)
+                await self.flush(lane, self._contexts(), until_empty=False)
             except (PgparkError, psycopg.Error, OSError) as error:
                 log.warning("parts cannot be written, trying again: %s", one_line(error))
                 lost()
-                if connection.closed:
+                if lane.lost:
                     return
                 self._news.set()
                 await asyncio.sleep(_RETRY_SECS)
             await asyncio.sleep(_FLUSH_SECS)
 
-    async def flush(
-        self, connection: psycopg.AsyncConnection[DictRow], contexts: Iterable[TaskContext], until_empty: bool = True
-    ) -> None:
+    async def flush(self, lane: Lane, contexts: Iterable[TaskContext], until_empty: bool = True) -> None:
         """Writes what these contexts hold: all of it, or a batch of each, and then the rest after a pause.
 
         Raises the errors of pgpark.errors; what was not written is kept.
@@ -73,40 +69,44 @@ class Flusher:
                 for context in waiting:
                     first, parts = context.parts.batch()
                     if parts:
-                        task = context.task
-                        emission = {"task_id": task.task_id, "attempt": task.attempt, "parts": parts, "first": first}
+                        emission = {
+                            "task_id": context.task_id,
+                            "attempt": context.attempt,
+                            "parts": parts,
+                            "first": first,
+                        }
                         batches.append((context, emission, len(parts)))
-                await self._write_in_bites(connection, batches)
+                await self._write_in_bites(lane, batches)
                 waiting = [context for context, *_ in batches]
                 if not until_empty:
                     if any(context.parts.holds for context in waiting):
                         self._news.set()
                     return
 
-    async def _write_in_bites(self, connection: psycopg.AsyncConnection[DictRow], batches: list[Batch]) -> None:
+    async def _write_in_bites(self, lane: Lane, batches: list[Batch]) -> None:
         bite: list[Batch] = []
         size = 0
         for batch in batches:
             bite.append(batch)
             size += batch[2]
             if size >= _MOST_AT_ONCE:
-                await self._write(connection, bite)
+                await self._write(lane, bite)
                 bite, size = [], 0
-        await self._write(connection, bite)
+        await self._write(lane, bite)
 
-    async def _write(self, connection: psycopg.AsyncConnection[DictRow], batches: list[Batch]) -> None:
+    async def _write(self, lane: Lane, batches: list[Batch]) -> None:
         if not batches:
             return
         try:
-            rows = await calls.run_on_async(connection, calls.emit_many([emission for _, emission, _ in batches]))
+            rows = await lane.run(calls.emit_many([emission for _, emission, _ in batches]))
         except BadInputError as error:
             if len(batches) == 1:
                 context = batches[0][0]
-                log.warning("task %d: a part cannot be stored: %s", context.task.task_id, one_line(error))
+                log.warning("task %d: a part cannot be stored: %s", context.task_id, one_line(error))
                 context.parts.refuse(f"a part cannot be stored: {one_line(error)}")
                 return
             for batch in batches:  # one at a time, so that it is the culprit's alone
-                await self._write(connection, [batch])
+                await self._write(lane, [batch])
             return
         for (context, *_), row in zip(batches, rows, strict=True):
             if row.accepted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 from typing_extensions import TypeVar
@@ -38,6 +38,21 @@ class Claimed(Row):
     task_id: int
     attempt: int
     payload: Any
+    priority: Priority
+    units: int
+    tenant: str | None
+    user_id: str | None
+    session_id: str | None
+    deadline: datetime | None
+    created_at: datetime
+
+
+class ClaimedRow(NamedTuple):
+    """A task as the worker gets it: the columns of Claimed in their order, the payload as JSON text. Cheap to make."""
+
+    task_id: int
+    attempt: int
+    payload: str
     priority: Priority
     units: int
     tenant: str | None

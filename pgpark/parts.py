@@ -55,11 +55,18 @@ class PartBuffer:
     a test of a handler) nobody takes, so putting never waits.
     """
 
+    # One is made for each task, most of which emit nothing: it must be cheap.
+    __slots__ = (
+        "_announce", "_bytes", "_changed", "_closed", "_count", "_emitted_bytes", "_home", "_lock", "_progress_at",
+        "_refusal", "_room", "_sending", "_waiting", "_written",
+    )  # fmt: skip
+
     def __init__(self, announce: Callable[[], None] | None = None) -> None:
         self._announce = announce
         self._home = threading.get_ident()  # the event loop's thread, which must not wait
-        self._changed = threading.Condition()
-        self._room = asyncio.Event()
+        self._lock = threading.Lock()
+        self._changed: threading.Condition | None = None  # of that lock, once a thread waits for room
+        self._room: asyncio.Event | None = None  # the same for a coroutine
         self._waiting: list[_Emitted | None] = []  # None: progress that later progress has replaced
         self._progress_at: int | None = None  # where the progress in it is
         self._sending: list[_Emitted] = []  # taken, and not known to be written; goes out again as it is
@@ -80,9 +87,9 @@ class PartBuffer:
         after the database has refused a part.
         """
         part = _checked(kind, content)
-        with self._changed:
+        with self._lock:
             if kind == "partial" and self._announce is not None and threading.get_ident() != self._home:
-                self._changed.wait_for(lambda: not self._full() or self._closed or self._refusal is not None)
+                self._wait_for_room()
             if self._refusal is not None:
                 raise BadInputError(self._refusal)
             if self._closed:
@@ -99,8 +106,16 @@ class PartBuffer:
     async def drain(self) -> None:
         """Waits while the buffer is full; for handlers on the event loop, which `put` never holds up."""
         while self._announce is not None and not self._closed and self._refusal is None and self._full():
+            if self._room is None:
+                self._room = asyncio.Event()
             self._room.clear()
             await self._room.wait()
+
+    def _wait_for_room(self) -> None:
+        if self._full() and self._changed is None:
+            self._changed = threading.Condition(self._lock)
+        if self._changed is not None:
+            self._changed.wait_for(lambda: not self._full() or self._closed or self._refusal is not None)
 
     def _full(self) -> bool:
         return self._count >= _FULL_PARTS or self._bytes >= _FULL_BYTES
@@ -134,7 +149,7 @@ class PartBuffer:
 
     def batch(self) -> tuple[int, list[dict[str, Any]]]:
         """The next parts as park_emit takes them, and its argument `first`. The same again until `wrote`."""
-        with self._changed:
+        with self._lock:
             if not self._sending and self._waiting:
                 self._take()
             return self._written + 1, [part.as_json() for part in self._sending]
@@ -154,7 +169,7 @@ class PartBuffer:
 
     def wrote(self) -> None:
         """The batch is in the database."""
-        with self._changed:
+        with self._lock:
             self._written += len(self._sending)
             self._count -= len(self._sending)
             self._bytes -= sum(part.size for part in self._sending)
@@ -163,7 +178,7 @@ class PartBuffer:
 
     def seal(self) -> None:
         """The attempt has ended: takes nothing more. What is in it is still written."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._let_go()
 
@@ -176,7 +191,7 @@ class PartBuffer:
         self._drop(why)
 
     def _drop(self, refusal: str | None) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._refusal = refusal or self._refusal
             self._waiting, self._sending, self._progress_at = [], [], None
@@ -184,8 +199,10 @@ class PartBuffer:
             self._let_go()
 
     def _let_go(self) -> None:
-        self._room.set()
-        self._changed.notify_all()
+        if self._room is not None:
+            self._room.set()
+        if self._changed is not None:
+            self._changed.notify_all()
 
 
 def _checked(kind: PartKind, content: Any) -> _Emitted:

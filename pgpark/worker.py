@@ -1,48 +1,52 @@
 """The worker: claims what fits, runs it, finishes in batches, and sleeps until there may be more.
 
-Thin by design: what may start, what a failure means and who holds what is decided by the SQL functions. One coroutine
-(`_conduct`) does all the talking; handlers run beside it and leave their outcomes for its next round.
+Thin by design: what may start, what a failure means and who holds what is decided by the SQL functions. Two coroutines
+do the talking, each on a connection of its own (a lane, lane.py); handlers run beside them and leave their outcomes
+for the next round. A round writes what has ended and claims as much anew, in one transaction. The first lane does
+rounds and nothing else, so it is free when a task comes. The second looks after the timers and the parts of tasks; of
+a worker with many tasks at once it also does rounds while the first is busy, so that server and Python overlap.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import random
 import secrets
 import signal
 import socket
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from psycopg import sql
-from psycopg.rows import DictRow
-from pydantic_core import to_jsonable_python
 
 from pgpark import calls
+from pgpark.bell import FIRST, SECOND, Bell
+from pgpark.clock import Clock
 from pgpark.database import connect, connect_async, require_migrated
 from pgpark.errors import BadInputError, DatabaseError, NotMigratedError, PgparkError, one_line
-from pgpark.executors import TASK_THREAD, Executor, HandlerError, TaskContext
+from pgpark.executors import Executor, HandlerError, TaskContext
 from pgpark.flusher import Flusher
+from pgpark.hands import Hands, Run, named, result_json, shortened
 from pgpark.heartbeat import Heartbeat
-from pgpark.models import Claimed, Finished
+from pgpark.lane import Lane
+from pgpark.listener import listen
+from pgpark.loops import call_soon, wound_up
+from pgpark.models import ClaimedRow
 from pgpark.notifier import NotifierSettings, NotifierThread
 
 log = logging.getLogger("pgpark.worker")
 
 _FINISH_BATCH = 500
-_LARGEST_RESULT = 100_000_000  # bytes; a jsonb value ends at 256 MiB
-_REASON_KEPT = 2000
-_SHORTEST_SLEEP_SECS = 0.05
+_OVERLAP_FROM = 16  # tasks at once from which on two rounds at a time pay
 _FIRST_RETRY_SECS, _LONGEST_RETRY_SECS = 0.1, 5.0
 _UNWIND_SECS, _LAST_UNWIND_SECS = 1.5, 1.0
 _GIVE_UP_SECS = 10.0
+
+Job = asyncio.Task[None]
 
 
 def default_name() -> str:
@@ -67,37 +71,25 @@ class WorkerSettings:
     notifier: bool = True
 
 
-@dataclass
-class _Run:
-    """A task in the hands of this worker, from its claim until its outcome is written."""
-
-    context: TaskContext
-    job: asyncio.Task[None] | None = None
-    outcome: dict[str, Any] | None = None
-    asked_to_stop: bool = False
-
-    def final_outcome(self) -> dict[str, Any]:
-        """The outcome, once the parts are written; a failure when they could not be: a reader would miss something."""
-        outcome = self.outcome or {}
-        if (refusal := self.context.parts.refusal) is not None and outcome.get("status") == "completed":
-            return {name: outcome[name] for name in ("task_id", "attempt")} | _failed(refusal)
-        return outcome
-
-
 class Worker:
     """Works for one pool until it is asked to stop."""
 
     def __init__(self, settings: WorkerSettings, executor: Executor) -> None:
         self._settings = settings
         self._executor = executor
-        self._runs: dict[int, _Run] = {}  # by task id; read by the heartbeat's thread too
-        self._wake = asyncio.Event()
-        self._flusher = Flusher(lambda: [run.context for run in self._runs.values()])
+        self._hands = Hands(settings.concurrency)
+        self._flusher = Flusher(lambda: [run.context for run in self._hands.runs()])
+        self._overlapping = settings.concurrency >= _OVERLAP_FROM
+        self._share = min(_FINISH_BATCH, -(-settings.concurrency // (2 if self._overlapping else 1)))
+        self._bell = Bell(second_helps=self._overlapping)
+        self._hungry = True  # there may be tasks to claim
+        self._rounds = 0  # under way
+        self._clock = Clock(settings.poll_secs)
         self._stopping = False
         self._hurried = False
         self._given_up = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
-        self._main_pid = 0
+        self._pids: dict[int, int] = {}  # of the server, by lane
 
     def run(self) -> bool:
         """Works until SIGTERM, SIGINT or SIGHUP; call from the main thread. Raises the errors of `serve`.
@@ -111,7 +103,7 @@ class Worker:
                 loop.add_signal_handler(kind, self.stop)
             loop.run_until_complete(self.serve())
         finally:
-            clean = _wound_up(loop)
+            clean = wound_up(loop)
         return clean
 
     async def serve(self) -> None:
@@ -127,34 +119,45 @@ class Worker:
             NotifierSettings(settings.dsn, settings.pool, listen=settings.listen, poll_secs=settings.poll_secs)
         )
         heartbeat = Heartbeat(
-            self._settings.dsn,
-            self._settings.pool,
-            self._settings.name,
-            held=lambda: {task_id: run.context.task.attempt for task_id, run in dict(self._runs).items()},
-            stop=lambda attempts: _call_soon(loop, self._stop_attempts, attempts),
-            prepare=self._settings.listen,
+            settings.dsn,
+            settings.pool,
+            settings.name,
+            held=self._hands.attempts,
+            stop=lambda attempts: call_soon(loop, self._stop_attempts, attempts),
+            prepare=settings.listen,
             told=callbacks.follow if settings.notifier else lambda _settings: None,
         )
         heartbeat.start()
-        if self._settings.listen:
+        if settings.listen:
             self._spawn(self._listen(heartbeat))
-        log.info("worker %s waits for tasks of pool %s", self._settings.name, self._settings.pool)
-        conducting = asyncio.create_task(self._keep_conducting())
+        log.info("worker %s waits for tasks of pool %s", settings.name, settings.pool)
+        conducting = asyncio.create_task(self._keep(FIRST, self._conduct))
+        assisting = asyncio.create_task(self._keep(SECOND, self._assist))
         given_up = asyncio.create_task(self._given_up.wait())
         try:
-            await asyncio.wait({conducting, given_up}, return_when=asyncio.FIRST_COMPLETED)
-            if conducting.done():
-                conducting.result()
-            else:
-                log.warning("the database does not answer; the leases of %d tasks will lapse", len(self._runs))
+            await self._until_over(conducting, assisting, given_up)
         finally:
             heartbeat.end()
-            for run in self._runs.values():
+            runs = self._hands.runs()
+            for run in runs:
                 run.context.parts.discard()  # a plain handler may be waiting there
             await asyncio.to_thread(callbacks.end, _LAST_UNWIND_SECS if self._hurried else _GIVE_UP_SECS)
-            for job in (conducting, given_up, *self._background, *(run.job for run in self._runs.values() if run.job)):
+            jobs = [run.job for run in runs if run.job is not None]
+            for job in (conducting, assisting, given_up, *self._background, *jobs):
                 job.cancel()
-        log.info("worker %s has stopped", self._settings.name)
+        log.info("worker %s has stopped", settings.name)
+
+    async def _until_over(self, conducting: Job, assisting: Job, given_up: asyncio.Task[Any]) -> None:
+        waiting: set[asyncio.Task[Any]] = {conducting, assisting, given_up}
+        while not conducting.done() and not given_up.done():
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if assisting.done():
+                waiting.discard(assisting)
+                assisting.result()  # raises what ends the worker
+        if conducting.done():
+            conducting.result()
+        else:
+            log.warning("the database does not answer; the leases of %d tasks will lapse", len(self._hands))
 
     def stop(self) -> None:
         """Claims no more and lets running tasks finish for `grace_secs`, then releases them. A second call: at once."""
@@ -163,8 +166,8 @@ class Worker:
         else:
             self._stopping = True
             asyncio.get_running_loop().call_later(self._settings.grace_secs, self._hurry)
-            log.info("stopping: %d running tasks have %g s", len(self._runs), self._settings.grace_secs)
-        self._wake.set()
+            log.info("stopping: %d running tasks have %g s", len(self._hands), self._settings.grace_secs)
+        self._bell.wake_all()
 
     def _check(self) -> None:
         """Raises what makes working impossible from the start."""
@@ -176,22 +179,21 @@ class Worker:
 
     # -- the talking ---------------------------------------------------------------------------------------------
 
-    async def _keep_conducting(self) -> None:
+    async def _keep(self, place: int, talk: Callable[[Lane], Coroutine[Any, Any, None]]) -> None:
+        """Talks over a lane, and over another one when that is lost."""
+        settings = self._settings
         retry_secs = _FIRST_RETRY_SECS
         lost = False
         while True:
             try:
-                connection = await connect_async(self._settings.dsn, prepare=self._settings.listen)
+                connection = await connect_async(settings.dsn, prepare=settings.listen)
                 async with connection:
                     if lost:
                         log.info("connected to the database again")
-                    self._main_pid = connection.info.backend_pid
+                    lane = Lane(connection, settings.pool, settings.name, settings.units)
+                    self._pids[place] = lane.pid
                     retry_secs = _FIRST_RETRY_SECS
-                    flushing = asyncio.create_task(self._flusher.run(connection, lost=self._wake.set))
-                    try:
-                        await self._conduct(connection)
-                    finally:
-                        flushing.cancel()
+                    await talk(lane)
                 return
             except (BadInputError, NotMigratedError):
                 raise
@@ -203,149 +205,200 @@ class Worker:
             await asyncio.sleep(retry_secs * random.uniform(0.5, 1))
             retry_secs = min(retry_secs * 2, _LONGEST_RETRY_SECS)
 
-    async def _conduct(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
-        """Rounds of: write outcomes, claim, sleep. Returns when the worker has stopped and everything is written."""
+    async def _conduct(self, lane: Lane) -> None:
+        """The first lane: rounds. Returns when the worker has stopped and everything is written."""
+        self._hungry = True
         while True:
-            self._wake.clear()
-            await self._write_outcomes(connection)
-            if self._hurried:
-                return await self._release_all(connection)
-            if self._stopping:
-                if not self._runs:
-                    return None
-                await self._wake.wait()
-                continue
-            await self._claim(connection)
-            if not self._wake.is_set():
-                await self._sleep(connection)
+            if self._hurried and not self._rounds:
+                return await self._release_all(lane)
+            if not self._hurried and self._may_do_round():
+                await self._round(lane)
+            elif self._stopping and not len(self._hands) and not self._rounds:
+                return None
+            else:
+                await self._bell.sleep(FIRST)
 
-    async def _claim(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
-        while (slots := self._settings.concurrency - len(self._runs)) > 0:
-            tasks = await calls.run_on_async(
-                connection, calls.claim(self._settings.pool, self._settings.name, slots, self._settings.units)
-            )
-            for task in tasks:
-                self._start(task)
-            if len(tasks) < slots:
-                return
-
-    async def _sleep(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
-        """Until something may have changed: a notification, a handler that ended, a timer, the backstop."""
-        timers = await calls.run_on_async(connection, calls.maintain(self._settings.pool))
-        if timers.expired or timers.reclaimed or timers.promoted:
-            return
-        seconds = self._settings.poll_secs
-        if timers.due_in_secs is not None:
-            seconds = min(seconds, max(timers.due_in_secs, _SHORTEST_SLEEP_SECS))
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
-
-    async def _write_outcomes(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
-        """Writes what is ready; a run stays in our hands until its outcome is written or fenced off."""
-        while ended := [run for run in self._runs.values() if run.outcome is not None][:_FINISH_BATCH]:
-            await self._flusher.flush(connection, [run.context for run in ended])
-            ready = [run.final_outcome() for run in ended]
-            try:
-                written = await calls.run_on_async(connection, calls.finish_many(ready))
-            except BadInputError:
-                written = [row for outcome in ready for row in await self._write_alone(connection, outcome)]
-            for row in written:
-                self._runs.pop(row.task_id, None)
-                if not row.accepted:
-                    log.warning("task %d: its outcome came too late, the task was no longer ours", row.task_id)
-
-    async def _write_alone(
-        self, connection: psycopg.AsyncConnection[DictRow], outcome: dict[str, Any]
-    ) -> list[Finished]:
-        """One outcome at a time, after a batch was refused: what the database cannot store has failed."""
+    async def _assist(self, lane: Lane) -> None:
+        """The second lane: the timers, the parts of running tasks, and rounds while the first lane is busy."""
+        self._clock.look_by(0)
+        flushing = asyncio.create_task(self._flusher.run(lane, lost=lambda: self._bell.wake(SECOND)))
         try:
-            return await calls.run_on_async(connection, calls.finish_many([outcome]))
-        except BadInputError as error:
-            refused = {
-                "task_id": outcome["task_id"],
-                "attempt": outcome["attempt"],
-                "status": "failed",
-                "reason": f"the result cannot be stored: {one_line(error)}"[:_REASON_KEPT],
-            }
-            return await calls.run_on_async(connection, calls.finish_many([refused]))
+            while True:
+                if lane.lost:
+                    raise DatabaseError("the connection is closed")
+                if self._stopping:
+                    await self._bell.sleep(SECOND)
+                elif self._overlapping and self._may_do_round():
+                    await self._round(lane)
+                elif self._clock.time_to_look():
+                    await self._look(lane)
+                else:
+                    await self._bell.sleep(SECOND, until=self._clock.look_at)
+        finally:
+            flushing.cancel()
 
-    async def _release_all(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
+    async def _look(self, lane: Lane) -> None:
+        """Does what the timers have made due."""
+        if self._clock.overslept():
+            self._look_for_tasks()
+        self._clock.looking()
+        timers = await lane.run(calls.maintain(self._settings.pool))
+        any_due = bool(timers.expired or timers.reclaimed or timers.promoted)
+        self._clock.looked(0 if any_due else timers.due_in_secs)
+        if any_due:
+            self._look_for_tasks()
+
+    def _may_do_round(self) -> bool:
+        return self._hands.any_ended or (self._hungry and not self._stopping and self._hands.free() > 0)
+
+    async def _round(self, lane: Lane) -> None:
+        """Writes what has ended and claims as much anew. A run stays in our hands until its outcome is written."""
+        writing = self._hands.take_ended(self._share)
+        slots = 0 if self._stopping else max(self._hands.free(), 0)
+        if slots:
+            self._hungry = False  # what is heard from here on comes after this claim
+        self._hands.ask_for(slots)
+        self._rounds += 1
+        if self._may_do_round():
+            self._bell.ring()
+        try:
+            if with_parts := [run.context for run in writing if run.context.parts.holds]:
+                await self._flusher.flush(lane, with_parts)
+            claimed = await self._exchange(lane, writing, slots)
+            for row in claimed:
+                self._start(row)
+            if len(claimed) == slots:  # there may be more; and where none were claimed, units may be free now
+                self._hungry = True
+            if writing or claimed:
+                self._changed()
+        except BaseException:
+            self._hungry = True
+            raise
+        finally:
+            self._hands.ask_for(-slots)
+            self._hands.give_back(writing)
+            self._rounds -= 1
+            if self._stopping or self._may_do_round():
+                self._bell.ring()
+
+    async def _exchange(self, lane: Lane, writing: list[Run], slots: int) -> list[ClaimedRow]:
+        """Outcomes for tasks: together where that is possible."""
+        if writing and slots:
+            outcomes = [run.final_outcome() for run in writing]
+            if (answer := await lane.finish_and_claim(outcomes, slots)) is not None:
+                fenced, claimed = answer
+                self._settle(writing, [(run.task_id, run.attempt) not in fenced for run in writing])
+                return claimed
+        if writing:
+            await self._write(lane, writing)
+        return await lane.claim(slots) if slots else []
+
+    async def _write(self, lane: Lane, writing: list[Run]) -> None:
+        """Writes outcomes; where one is refused, each alone: what the database cannot store has failed."""
+        try:
+            self._settle(writing, await lane.finish([run.final_outcome() for run in writing]))
+        except BadInputError as error:
+            if len(writing) > 1:
+                for run in writing:
+                    await self._write(lane, [run])
+                return
+            (run,) = writing
+            run.fail(shortened(f"the result cannot be stored: {one_line(error)}"))
+            self._settle(writing, await lane.finish([run.final_outcome()]))
+
+    def _settle(self, written: list[Run], accepted: list[bool]) -> None:
+        for run, ours in zip(written, accepted, strict=True):
+            self._hands.let_go(run)
+            if not ours:
+                log.warning("task %d: its outcome came too late, the task was no longer ours", run.task_id)
+
+    async def _release_all(self, lane: Lane) -> None:
         """Gives back what is still running, after a moment for handlers to unwind."""
         for patience in (_UNWIND_SECS, _LAST_UNWIND_SECS) if self._executor.stoppable else ():
-            jobs = [run.job for run in self._runs.values() if run.job is not None and not run.job.done()]
+            jobs = [run.job for run in self._hands.runs() if run.job is not None and not run.job.done()]
             if jobs:
                 await asyncio.wait(jobs, timeout=patience)
             for job in jobs:
                 job.cancel()  # of one that is not done, for the second time: a command is killed now
-        await self._write_outcomes(connection)
-        for task_id, run in list(self._runs.items()):
+        await self._write_rest(lane)
+        for run in self._hands.runs():
             if run.outcome is not None:  # it ended meanwhile, and its answer is kept
                 continue
             run.context.parts.discard()
-            await calls.run_on_async(connection, calls.release(task_id, run.context.task.attempt))
-            del self._runs[task_id]
-            log.info("task %d: released", task_id)
-        await self._write_outcomes(connection)
+            await lane.run(calls.release(run.task_id, run.attempt))
+            self._hands.let_go(run)
+            log.info("task %d: released", run.task_id)
+        await self._write_rest(lane)
+
+    async def _write_rest(self, lane: Lane) -> None:
+        while self._hands.any_ended:
+            await self._round(lane)
 
     async def _listen(self, heartbeat: Heartbeat) -> None:
-        """Turns notifications into wake-ups. Those of our own connection say nothing new: after each statement that
-        sends one, `_conduct` claims anyway."""
-        channel = sql.Identifier(f"pgpark.pool.{self._settings.pool}")
-        while True:
-            try:
-                connection = await connect_async(self._settings.dsn)
-                async with connection:
-                    await connection.execute(sql.SQL("listen {}").format(channel))
-                    self._wake.set()  # something may have come while nobody listened
-                    async for notice in connection.notifies():
-                        if notice.payload == "cancel":
-                            heartbeat.poke()
-                        elif notice.pid != self._main_pid:
-                            self._wake.set()
-            except (DatabaseError, psycopg.Error, OSError) as error:
-                log.warning("not listening, trying again: %s", one_line(error))
-            await asyncio.sleep(_LONGEST_RETRY_SECS * random.uniform(0.1, 0.5))
+        """Turns notifications into wake-ups. Those of our own lanes say nothing new: a round that sends one claims
+        anyway, or leaves the worker hungry."""
+
+        def began() -> None:
+            heartbeat.poke()
+            self._look_for_tasks()
+
+        def heard(message: str, pid: int) -> None:
+            if message == "cancel":
+                heartbeat.poke()
+            elif pid not in self._pids.values():
+                self._look_for_tasks()
+                self._changed()
+
+        await listen(self._settings.dsn, self._settings.pool, began, heard)
+
+    def _look_for_tasks(self) -> None:
+        """There may be tasks to claim."""
+        self._hungry = True
+        if self._may_do_round():
+            self._bell.ring()
+
+    def _changed(self) -> None:
+        """Timers may be due at other times now."""
+        if self._clock.changed():
+            self._bell.wake(SECOND)
 
     # -- the running ---------------------------------------------------------------------------------------------
 
-    def _start(self, task: Claimed) -> None:
-        if (earlier := self._runs.get(task.task_id)) is not None:  # lost while we were cut off, and ours again
+    def _start(self, row: ClaimedRow) -> None:
+        if (earlier := self._hands.get(row.task_id)) is not None:  # lost while we were cut off, and ours again
             self._ask_to_stop(earlier)
             earlier.context.parts.discard()
-        run = _Run(TaskContext(self._settings.pool, task, self._flusher.announcer()))
-        self._runs[task.task_id] = run
+        run = Run(row.task_id, row.attempt, TaskContext(self._settings.pool, row, self._flusher.announce))
+        self._hands.hold(run)
         run.job = asyncio.create_task(self._do(run))
 
-    async def _do(self, run: _Run) -> None:
+    async def _do(self, run: Run) -> None:
         """Runs one task and leaves its outcome to be written."""
-        task = run.context.task
-        outcome: dict[str, Any] = {"task_id": task.task_id, "attempt": task.attempt, "status": "completed"}
         try:
-            outcome["result"] = _jsonable(await self._executor.run(run.context))
+            run.complete(result_json(await self._executor.run(run.context)))
         except asyncio.CancelledError:
             if self._hurried:
                 return  # released, not failed
-            # Without a reason the database gives its own: cancelled, or run_timeout.
-            outcome |= {"status": "failed"} if run.asked_to_stop else _failed("CancelledError")
+            run.fail(None if run.asked_to_stop else "CancelledError")
         except BaseException as error:  # SystemExit too, and whatever a library derives from BaseException
-            outcome |= _failed(one_line(error) if isinstance(error, HandlerError) else _named(error))
-            log.warning("task %d, attempt %d: %s", task.task_id, task.attempt, outcome["reason"])
-            log.debug("task %d", task.task_id, exc_info=error)
-        log.debug("task %d, attempt %d: %s", task.task_id, task.attempt, outcome["status"])
+            reason = shortened(one_line(error) if isinstance(error, HandlerError) else named(error))
+            run.fail(reason)
+            log.warning("task %d, attempt %d: %s", run.task_id, run.attempt, reason)
+            log.debug("task %d", run.task_id, exc_info=error)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("task %d, attempt %d: %s", run.task_id, run.attempt, "completed" if run.completed else "failed")
         run.context.parts.seal()
-        run.outcome = outcome
-        self._wake.set()
+        if self._hands.ended(run):
+            self._bell.ring()
 
     def _stop_attempts(self, attempts: Mapping[int, int]) -> None:
         """Stops attempts, by task id, that were cancelled, ran out of time, or went to another worker."""
-        for task_id, attempt in attempts.items():
-            run = self._runs.get(task_id)
-            if run is not None and run.context.task.attempt == attempt and run.outcome is None:
-                if not run.asked_to_stop:
-                    log.info("task %d: asked to stop", task_id)
-                self._ask_to_stop(run)
+        for run in self._hands.without_outcome(attempts):
+            if not run.asked_to_stop:
+                log.info("task %d: asked to stop", run.task_id)
+            self._ask_to_stop(run)
 
-    def _ask_to_stop(self, run: _Run) -> None:
+    def _ask_to_stop(self, run: Run) -> None:
         if run.asked_to_stop:
             return
         run.asked_to_stop = True
@@ -357,64 +410,17 @@ class Worker:
         if not self._hurried:
             asyncio.get_running_loop().call_later(_GIVE_UP_SECS, self._given_up.set)
         self._hurried = True
-        for run in self._runs.values():
+        for run in self._hands.runs():
             if run.outcome is None:
                 self._ask_to_stop(run)
-        self._wake.set()
+        self._bell.wake_all()
 
     def _spawn(self, coroutine: Any) -> None:
-        job: asyncio.Task[None] = asyncio.create_task(coroutine)
+        job: Job = asyncio.create_task(coroutine)
         self._background.add(job)
         job.add_done_callback(self._ended)
 
-    def _ended(self, job: asyncio.Task[None]) -> None:
+    def _ended(self, job: Job) -> None:
         self._background.discard(job)
         if not job.cancelled() and (error := job.exception()) is not None:
-            log.error("not listening any more, only looking every %g s: %s", self._settings.poll_secs, _named(error))
-
-
-def _jsonable(value: Any) -> Any:
-    """A result as plain JSON values; models, dataclasses, times and the like are converted."""
-    try:
-        plain = to_jsonable_python(value)
-        size = len(json.dumps(plain, allow_nan=False))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise HandlerError(f"the result is not JSON: {one_line(error)}") from error
-    if size > _LARGEST_RESULT:
-        raise HandlerError(f"the result is too large: {size} bytes as JSON, at most {_LARGEST_RESULT} can be stored")
-    return plain
-
-
-def _failed(reason: str) -> dict[str, str]:
-    """A failure with this reason; of a long one the beginning and the end are kept."""
-    clean = reason.encode("utf-8", "replace").decode().replace("\0", "")
-    if len(clean) > _REASON_KEPT:
-        clean = f"{clean[: _REASON_KEPT // 2]} [...] {clean[-_REASON_KEPT // 2 :]}"
-    return {"status": "failed", "reason": clean}
-
-
-def _wound_up(loop: asyncio.AbstractEventLoop) -> bool:
-    """Ends what is left on a loop; False if something does not end."""
-    pending = asyncio.all_tasks(loop)
-    for job in pending:
-        job.cancel()
-    if pending:
-        loop.run_until_complete(asyncio.wait(pending, timeout=_LAST_UNWIND_SECS))
-    if any(not job.done() for job in pending) or any(t.name.startswith(TASK_THREAD) for t in threading.enumerate()):
-        return False
-    try:
-        loop.run_until_complete(asyncio.wait_for(loop.shutdown_default_executor(), _LAST_UNWIND_SECS))
-    except asyncio.TimeoutError:
-        return False
-    loop.close()
-    return True
-
-
-def _named(error: BaseException) -> str:
-    text = one_line(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: Any, *arguments: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to stop
-        loop.call_soon_threadsafe(callback, *arguments)
+            log.error("not listening any more, only looking every %g s: %s", self._settings.poll_secs, named(error))

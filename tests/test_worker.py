@@ -218,7 +218,7 @@ def test_500_tasks_submitted_at_random_moments_start_without_waiting_for_the_pol
 
 
 def test_an_idle_worker_starts_a_task_within_milliseconds(db: Database) -> None:
-    """Measured by bench/wakeup.py; here only that no timer lies between (the poll is a minute)."""
+    """Measured by bench/latency.py; here only that no timer lies between (the poll is a minute)."""
     db.pool()
     waits: list[float] = []
 
