@@ -19,7 +19,7 @@ import click
 import psycopg
 
 from pgpark import __version__
-from pgpark.cli import config, database, mailbox, notifier, pools, show, tasks, work
+from pgpark.cli import bench, config, database, mailbox, notifier, pools, show, tasks, work
 from pgpark.cli.demo import demo
 from pgpark.cli.gpu import gpu
 from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line, translated
@@ -80,6 +80,7 @@ for _command in (
     work.worker,
     work.maintain,
     gpu,
+    bench.bench,
     demo,
 ):
     cli.add_command(_command)
