@@ -9,14 +9,36 @@
 -- floor may be raised to the first live thing that is seen, but not past what somebody has yet to commit. Hence marks:
 -- a mark is the last number given out, and a transaction id that is given out after it. Whoever writes tasks or tally
 -- entries has a transaction id before it takes a number, so once no older transaction is open all numbers up to the
--- mark are in sight. Only transactions that write hold this up, not old snapshots. What parks again with an old number
--- says so in pgpark.returned, in its own transaction.
+-- mark are in sight. Only transactions that write hold this up, not old snapshots. What waits again, with an old number or
+-- an old deadline, says so in pgpark.returned, in its own transaction; until a claim has lowered the floors to it, whoever
+-- else reads them takes them for naught.
 
 -- How far a walk may come from its floor before that is raised.
 create or replace function pgpark._stride() returns int
 language sql immutable
 as $$
   select 1000;
+$$;
+
+-- The floors of a pool, by priority, and up to when its deadlines are done.
+create or replace function pgpark._floors(pool_id int, out tag_floors double precision[], out task_floors bigint[],
+                                          out expired_to timestamptz)
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if exists (select from returned r where r.pool_id = _floors.pool_id) then
+    tag_floors := '{0,0,0,0}';
+    task_floors := '{0,0,0,0}';
+    expired_to := timestamptz 'epoch';
+  else
+    select f.tag_floors, f.task_floors, f.expired_to
+    into tag_floors, task_floors, expired_to
+    from front f
+    where f.pool_id = _floors.pool_id;
+  end if;
+end
 $$;
 
 -- Units in use.
@@ -67,7 +89,7 @@ begin
 end
 $$;
 
--- Lowers the floors to what has parked again. The caller holds the pool's lock.
+-- Lowers the floors to what waits again. The caller holds the pool's lock.
 create or replace function pgpark._lower_floors(pool_id int) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -79,6 +101,12 @@ begin
   end if;
   with returning_ as (
     delete from returned r where r.pool_id = _lower_floors.pool_id returning r.task_id
+  ),
+  due as (
+    select min(t.deadline) - interval '1 microsecond' as earliest
+    from returning_ r
+    join task t using (task_id)
+    where t.state in ('parked', 'delayed')
   ),
   lowest as (
     select array_agg(b.start_tag order by g.priority) as tags, array_agg(b.task_id order by g.priority) as ids
@@ -96,8 +124,9 @@ begin
   )
   update front f
   set tag_floors = n.tags,
-      task_floors = n.ids
-  from (
+      task_floors = n.ids,
+      expired_to = least(f.expired_to, d.earliest)
+  from due d, (
     select array_agg(case when w.sinks then l.tags[p] else c.tag_floors[p] end order by p) as tags,
            array_agg(case when w.sinks then l.ids[p] else c.task_floors[p] end order by p) as ids
     from lowest l, front c, generate_series(1, 4) as p,
@@ -105,7 +134,7 @@ begin
     where c.pool_id = _lower_floors.pool_id
   ) n
   where f.pool_id = _lower_floors.pool_id
-    and n.ids <> f.task_floors;
+    and (n.ids <> f.task_floors or d.earliest < f.expired_to);
 end
 $$;
 

@@ -15,6 +15,7 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
+  done timestamptz := (select f.expired_to from pgpark._floors(_expire.pool_id) f);
   due bigint[];
 begin
   select array_agg(d.task_id) into due
@@ -23,7 +24,7 @@ begin
     from task t
     where t.pool_id = _expire.pool_id
       and t.state in ('parked', 'delayed')
-      and t.deadline > (select f.expired_to from front f where f.pool_id = _expire.pool_id)
+      and t.deadline > done
       and t.deadline <= now_
     order by t.deadline
     limit bite
@@ -203,6 +204,9 @@ begin
     insert into tally (pool_id, retried, units)
     select a.pool_id, count(*), -sum(a.units) from again a group by a.pool_id
   ),
+  back as (
+    insert into returned (pool_id, task_id) select a.pool_id, a.task_id from again a
+  ),
   booked as (
     select pgpark._wake(p.name), case when p.max_queue_depth is not null then pgpark._owe_places(p.pool_id, a.tasks) end
     from (select a.pool_id, count(*)::int as tasks from again a group by a.pool_id) a
@@ -229,16 +233,16 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
-  noted pgpark.front;
+  next_lapse timestamptz := (select f.next_lapse from front f where f.pool_id = lot.pool_id);
+  done timestamptz := (select f.expired_to from pgpark._floors(lot.pool_id) f);
   used bigint := pgpark._used_units(lot.pool_id);
 begin
-  select f.* into noted from front f where f.pool_id = lot.pool_id;
   return least(
     (select min(t.deadline) from task t
-     where t.pool_id = lot.pool_id and t.state in ('parked', 'delayed') and t.deadline > noted.expired_to),
+     where t.pool_id = lot.pool_id and t.state in ('parked', 'delayed') and t.deadline > done),
     (select min(t.run_at) from task t where t.pool_id = lot.pool_id and t.state = 'delayed'),
     case when used = 0 then null
-         when noted.next_lapse > now_ then noted.next_lapse
+         when next_lapse > now_ then next_lapse
          else (select min(t.lease_until) from task t
                where t.pool_id = lot.pool_id and t.state in ('running', 'cancelling')) end,
     case when pgpark._may_start(lot, now_, lot.max_units - used) then now_ + interval '1 second' end);

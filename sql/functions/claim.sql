@@ -540,7 +540,7 @@ begin
   end if;
   select c.*
   into first_.task_id, first_.tenant, first_.priority, first_.start_tag, first_.units, first_.bypassed
-  from front f
+  from pgpark._floors(lot.pool_id) f
   cross join unnest(array[3, 2, 1, 0]) as g (level)
   cross join lateral (
     select t.task_id, t.tenant, t.priority, t.start_tag, t.units, t.bypassed
@@ -554,7 +554,6 @@ begin
     order by t.priority desc, t.start_tag, t.task_id
     limit 1
   ) c
-  where f.pool_id = lot.pool_id
   limit 1;
   if lot.limited then
     select l.* into of_lanes

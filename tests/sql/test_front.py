@@ -92,6 +92,34 @@ def test_a_task_that_parks_again_below_the_floor_keeps_its_place(
     assert db.value("select count(*) from pgpark.returned") == 0
 
 
+@pytest.mark.parametrize("ends", ["retry", "release"])
+def test_a_deadline_that_passed_while_the_task_ran_expires_it_when_it_waits_again(
+    db: Database, raised: Callable[[], list[int]], ends: str
+) -> None:
+    db.freeze()
+    db.pool(max_units=1, retry={"max_attempts": 2, "backoff_secs": 600}, lease_secs=600)
+    task = db.parked(deadline=db.after(10))
+    db.claim()
+    db.advance(200)
+    raised()
+    if ends == "retry":
+        db.finish(task, status="failed")
+    else:
+        db.rows("select pgpark.park_release(%s, 1)", task)
+    assert db.maintain()["expired"] == 1
+    assert db.outcome(task) == ("expired", "deadline_expired")
+
+
+def test_a_task_that_came_back_is_seen_by_whoever_only_looks(db: Database, raised: Callable[[], list[int]]) -> None:
+    db.freeze()
+    db.pool(max_units=4)
+    task = db.parked()
+    db.claim()
+    raised()
+    db.rows("select pgpark.park_release(%s, 1)", task)
+    assert db.maintain("gpu")["next_due"] == db.after(1), "it could start"
+
+
 def test_a_task_whose_cancel_is_rolled_back_is_not_passed(
     db: Database, connect: Open, raised: Callable[[], list[int]]
 ) -> None:
