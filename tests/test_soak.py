@@ -37,7 +37,7 @@ SABOTAGES: dict[str, dict[str, Sabotage]] = {
         ),
         "a paused pool starts tasks": (
             {"a start in a paused pool"},
-            [("park_claim", "lot.state in ('paused', 'disabled')", "lot.state = 'disabled'")],
+            [("_claim", "lot.state in ('paused', 'disabled')", "lot.state = 'disabled'")],
         ),
         "deadlines mean nothing": (
             {"a start after the deadline"},
