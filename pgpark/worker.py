@@ -87,6 +87,7 @@ class Worker:
         self._clock = Clock(settings.poll_secs)
         self._stopping = False
         self._hurried = False
+        self._over = False  # the first lane has ended
         self._given_up = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._pids: dict[int, int] = {}  # of the server, by lane
@@ -142,6 +143,11 @@ class Worker:
             for run in runs:
                 run.context.parts.discard()  # a plain handler may be waiting there
             await asyncio.to_thread(callbacks.end, _LAST_UNWIND_SECS if self._hurried else _GIVE_UP_SECS)
+            self._over = True
+            self._bell.wake_all()
+            await asyncio.wait({assisting}, timeout=_LAST_UNWIND_SECS)  # a statement may be under way
+            if assisting.done() and not assisting.cancelled():
+                assisting.exception()  # what happens to it now is no matter any more
             jobs = [run.job for run in runs if run.job is not None]
             for job in (conducting, assisting, given_up, *self._background, *jobs):
                 job.cancel()
@@ -226,6 +232,8 @@ class Worker:
             while True:
                 if lane.lost:
                     raise DatabaseError("the connection is closed")
+                if self._over:
+                    return
                 if self._stopping:
                     await self._bell.sleep(SECOND)
                 elif self._overlapping and self._may_do_round():
