@@ -6,17 +6,24 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import Database
+from tests.conftest import Database, wait_for
 
 Open = Callable[[], Database]
 
 
 @pytest.fixture
 def raised(db: Database) -> Callable[[], list[int]]:
-    """Raises the floors of the pool as far as it goes (twice: the first time sets a mark), and returns them."""
+    """Raises the floors of the pool as far as it goes (twice: the first time sets a mark), and returns them. Tests in
+    other databases of the server hold them up for a moment; another writer of this database may do so for good."""
+    settled = (
+        "select pgpark._all_in_sight(m.xmin) or exists (select from pg_stat_activity a"
+        " where a.datname = current_database() and a.pid <> pg_backend_pid() and a.backend_xid is not null)"
+        " from pgpark.mark m"
+    )
 
     def raise_floors() -> list[int]:
         for _ in range(2):
+            wait_for(lambda: db.value(settled))
             db.connection.execute("begin")
             db.rows("select pgpark._raise_floors(pgpark._lock_pool('gpu'), pgpark._now()) is null as done")
             db.connection.execute("commit")
@@ -197,33 +204,3 @@ def test_a_shorter_lease_is_looked_after_in_time(db: Database) -> None:
     db.advance(6)
     assert db.maintain()["reclaimed"] == 1
     assert db.claimed() == [task]
-
-
-def test_an_old_snapshot_does_not_make_claims_read_more(db: Database, connect: Open) -> None:
-    """Without floors the second figure is several times the first: 4,000 tasks left dead entries to walk over."""
-    db.pool(max_units=1000)
-    old = connect()
-    old.connection.execute("begin isolation level repeatable read")
-    old.rows("select 1 as one")
-
-    def turns(count: int) -> list[int]:
-        pages = []
-        for _ in range(count):
-            db.rows(
-                "select count(*) as n from pgpark.park_submit_many('gpu', (select jsonb_agg('{\"payload\": 1}'::jsonb)"
-                " from generate_series(1, 200)))"
-            )
-            explained = db.value(
-                "explain (analyze, buffers, format json) select * from pgpark.park_claim('gpu', 'w', 200)"
-            )[0]["Plan"]
-            pages.append(explained["Shared Hit Blocks"] + explained["Shared Read Blocks"])
-            db.rows(
-                "select count(*) as n from pgpark.park_finish_many((select jsonb_agg(jsonb_build_object("
-                "'task_id', task_id, 'attempt', attempt)) from pgpark.task where state = 'running'))"
-            )
-        return sorted(pages)
-
-    early = turns(5)
-    turns(15)
-    late = turns(5)
-    assert late[2] < 1.5 * early[2], (early, late)
