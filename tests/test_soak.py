@@ -42,7 +42,7 @@ SABOTAGES: dict[str, dict[str, Sabotage]] = {
         "deadlines mean nothing": (
             {"a start after the deadline"},
             [
-                ("_take", "c.deadline > now_", "c.deadline > now_ - interval '1 hour'"),
+                ("_front_of_line", "t.deadline > now_", "t.deadline > now_ - interval '1 hour'"),
                 ("_pick", "candidate.deadline <= now_", "candidate.deadline <= now_ - interval '1 hour'"),
                 ("_expire", "t.deadline <= now_", "t.deadline <= now_ - interval '1 hour'"),
             ],
@@ -75,7 +75,7 @@ SABOTAGES: dict[str, dict[str, Sabotage]] = {
         ),
         "a claim gives no new attempt": (
             {"attempts claimed twice"},
-            [("_take", "attempt = t.attempt + 1", "attempt = 1")],
+            [("_claim", "attempt = t.attempt + 1", "attempt = 1")],
         ),
         "an outcome is lost now and then": (
             {"accepted tasks without an outcome"},

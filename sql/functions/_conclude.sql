@@ -5,10 +5,10 @@
 -- The arrays run in parallel; attempts and results may be null for none. Given attempts, only running tasks end, and only
 -- such of them as are in that attempt; else the caller holds the row locks of the tasks. Of several elements for one
 -- task the first counts; ids that are not in the ledger are passed over. quiet: a pool that the caller wakes itself.
--- Returns the places, from 1, of what ended.
+-- places: those of what ended, from 1. freed: units that are free now in the quiet pool.
 create or replace function pgpark._conclude(ids bigint[], attempts int[], statuses text[], reasons text[],
-                                            results jsonb[], quiet text default null)
-returns int[]
+                                            results jsonb[], quiet text default null,
+                                            out places int[], out freed bigint)
 language plpgsql
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -22,10 +22,11 @@ declare
   ended record;  -- of one pool
   lot pgpark.pool;
   now_ timestamptz := pgpark._now();
-  places int[] := array[]::int[];
 begin
+  places := '{}';
+  freed := 0::bigint;
   if coalesce(cardinality(ids), 0) = 0 then
-    return places;
+    return;
   elsif exists (select from pool p where p.mailbox_table <> 'mailbox_messages') then
     perform pgpark._lock_storages(ids);
   end if;
@@ -69,7 +70,8 @@ begin
     select e.pool_id, array_agg(e.msg_id) as msg_ids, array_agg(e.task_id) as task_ids,
            array_agg(e.ord::int) as places,
            array_agg(e.task_id) filter (where e.emitted not in (0, e.attempt)) as with_old_parts,
-           count(*) filter (where e.state in ('parked', 'delayed'))::int as waited
+           count(*) filter (where e.state in ('parked', 'delayed'))::int as waited,
+           coalesce(sum(e.units) filter (where e.state not in ('parked', 'delayed')), 0)::bigint as freed
     from ended e
     group by e.pool_id
   loop
@@ -87,10 +89,11 @@ begin
     perform pg_notify('pgpark.mailbox', id::text) from unnest(ended.task_ids) as id;
     if quiet is distinct from lot.name then
       perform pgpark._wake(lot.name);
+    else
+      freed := ended.freed;
     end if;
     places := places || ended.places;
   end loop;
-  return places;
 end
 $$;
 
@@ -124,11 +127,11 @@ begin
   if coalesce(cardinality(ids), 0) = 0 then
     return 0;
   end if;
-  return cardinality(pgpark._conclude(
+  return cardinality((pgpark._conclude(
     ids,
     null,
     array_fill(status, array[cardinality(ids)]),
     array_fill(reason, array[cardinality(ids)]),
-    null));
+    null)).places);
 end
 $$;

@@ -5,8 +5,9 @@
 -- later statement, which therefore sees every earlier claim (functions/_front.sql). Whoever frees units (finish,
 -- release, cancel) needs no such lock.
 --
--- A claim is a few statements, each for all its tasks: _take starts the front of the line as far as it fits. Only what
--- is past a head, or behind a task that has to end, or limited by tenant, is walked one by one, by _pick.
+-- A claim is a few statements, each for all its tasks: it starts the front of the line as far as it fits
+-- (functions/_front_of_line.sql). Only what is past a head, or behind a task that has to end, or limited by tenant, is
+-- walked one by one (functions/_pick.sql).
 
 create or replace function pgpark.park_claim(
   pool text,
@@ -51,11 +52,13 @@ declare
   now_ timestamptz;
   looked record;
   free bigint;
+  free_before bigint;  -- what was free before the transaction freed some
   slots int := coalesce(_claim.max_tasks, 1);
-  taken record;
-  message jsonb;
+  behind boolean := false;  -- the front has been taken, as far as it fits
+  chosen record;
   found_ int;
   any_started boolean := false;
+  first_units int;  -- of the first task that started from the front of the line
   reach bigint := 0::bigint;  -- above the floors
 begin
   -- A call of a function costs more than the rest of a check, so each is asked for only where something is wrong.
@@ -70,63 +73,80 @@ begin
   lot := pgpark._lock_pool(_claim.pool);
   loop
     now_ := pgpark._now();
-    select * into looked from pgpark._look(lot, now_, _claim.worker, _claim.max_units);
-    if looked.due then
+    looked := pgpark._look(lot, now_, _claim.worker, _claim.max_units);
+    if looked.due and not behind then
       perform pgpark._expire(lot.pool_id, now_, bite => 500);
       perform pgpark._promote(lot, now_, bite => 500);
       perform pgpark._reclaim(lot, now_, bite => 500);
       perform pgpark._note_next_lapse(lot, now_);
       perform pgpark._lower_floors(lot.pool_id);
-      select * into looked from pgpark._look(lot, now_, _claim.worker, _claim.max_units);
+      looked := pgpark._look(lot, now_, _claim.worker, _claim.max_units);
     end if;
     free := pgpark._free_units(lot, looked.used, looked.held, _claim.max_units);
+    free_before := coalesce(free_before, lot.max_units - looked.used - freed);
     exit when free < 1 or slots < 1 or lot.state in ('paused', 'disabled');
     now_ := pgpark._now();  -- after the units were summed: what was freed for these tasks ended before they start
-    select * into taken from pgpark._take(
-      lot, looked.tag_floors, looked.task_floors, now_, free, slots, _claim.worker);
-    exit when cardinality(taken.ids) = 0;
-    any_started := true;
-    reach := greatest(reach, taken.reach);
-    looked.used := looked.used + taken.units;
+    if behind or lot.limited then  -- tenants with limits have lines of their own
+      chosen := pgpark._pick(lot, looked.tag_floors, looked.task_floors, now_, free, slots);
+    else
+      chosen := pgpark._front_of_line(lot, looked.tag_floors, looked.task_floors, now_, free, slots);
+      behind := chosen.look_behind;
+      first_units := coalesce(first_units, chosen.first_units);
+      reach := greatest(reach, chosen.reach);
+    end if;
+    exit when cardinality(chosen.ids) = 0 and not chosen.look_behind;
 
     -- The payload is in the pool's queue. A message that somebody deleted there takes its task with it, and so does
     -- one that is another task's: a queue that lost its numbering would hand out foreign payloads.
-    if cardinality(taken.ids) = 1 then
-      message := pgpark._read_message(lot, taken.msg_ids[1]);
-      return query
-      select t.task_id, t.attempt, message -> 'payload', pgpark._priority_word(t.priority), t.units, t.tenant,
-             t.user_id, t.session_id, t.deadline, t.created_at
-      from task t
-      where t.task_id = taken.ids[1]
-        and message #>> '{metadata,task_id}' = t.task_id::text;
-    else
-      return query
-      select t.task_id, t.attempt, r.message -> 'payload', pgpark._priority_word(t.priority), t.units, t.tenant,
-             t.user_id, t.session_id, t.deadline, t.created_at
-      from rows from (unnest(taken.ids), pgpark._read_messages(lot, taken.msg_ids)) with ordinality
-             as r (id, message, ord)
-      join task t on t.task_id = r.id
-      where r.message #>> '{metadata,task_id}' = r.id::text
-      order by r.ord;
-    end if;
+    return query
+    update task t
+    set state = 'running',
+        attempt = t.attempt + 1,
+        bypassed = 0,
+        worker = _claim.worker,
+        started_at = now_,
+        lease_until = now_ + pgpark._secs(lot.lease_secs),
+        run_until = now_ + pgpark._secs(lot.run_timeout_secs)
+    from rows from (unnest(chosen.ids), pgpark._read_messages(lot, chosen.msg_ids)) as c (task_id, message)
+    cross join lateral (  -- so the order is that of ids, whatever the planner thinks
+      select k.ctid from task k where k.task_id = c.task_id offset 0
+    ) k
+    where t.ctid = k.ctid
+      and c.message #>> '{metadata,task_id}' = c.task_id::text
+    returning t.task_id, t.attempt, c.message -> 'payload', pgpark._priority_word(t.priority), t.units, t.tenant,
+              t.user_id, t.session_id, t.deadline, t.created_at;
     get diagnostics found_ = row_count;
-    slots := slots - found_;
-    exit when found_ = cardinality(taken.ids) and not taken.more;
-    if found_ < cardinality(taken.ids) then
+    if found_ < cardinality(chosen.ids) then
       perform pgpark._conclude_all(
-        array(select r.id
-              from rows from (unnest(taken.ids), pgpark._read_messages(lot, taken.msg_ids)) as r (id, message)
-              where r.message #>> '{metadata,task_id}' is distinct from r.id::text), 'dropped', 'payload lost');
+        array(select t.task_id from task t where t.task_id = any (chosen.ids) and t.state = 'parked'),
+        'dropped', 'payload lost');
+      chosen.more := true;
+      select coalesce(array_agg(t.task_id order by c.ord), '{}'), coalesce(sum(t.units), 0)
+      into chosen.ids, chosen.units
+      from unnest(chosen.ids) with ordinality as c (task_id, ord)
+      join task t using (task_id);
     end if;
+    if found_ > 0 then
+      perform pgpark._book_start(lot, chosen.ids, chosen.units, chosen.past_head);
+      any_started := true;
+      looked.used := looked.used + chosen.units;
+      slots := slots - found_;
+    end if;
+    exit when not chosen.more and not chosen.look_behind;
   end loop;
 
   -- A worker with a capacity of its own may have looked in vain because of a head that was too wide for it. That head
   -- no longer holds up those behind it, and there is no submit or finish to say so. Anybody else who looked in vain did
   -- so for want of units, and is told by who frees some; or here, if those that we have freed are what was wanting.
-  if ((any_started and looked.narrow)
-      or (freed > 0 and (looked.narrow or lot.limited or lot.max_bypass > 0
-                         or not pgpark._may_start(lot, now_, lot.max_units - looked.used - freed))))
-     and looked.used < lot.max_units and pgpark._may_start(lot, now_, lot.max_units - looked.used) then
+  if looked.used < lot.max_units
+     and (case
+            when looked.narrow then any_started or freed > 0
+            when coalesce(freed, 0) = 0 then false
+            when lot.limited or lot.max_bypass > 0 then true
+            when first_units is null then not pgpark._may_start(lot, now_, free_before)
+            else first_units > free_before
+          end)
+     and pgpark._may_start(lot, now_, lot.max_units - looked.used) then
     perform pgpark._wake(lot.name);
   end if;
   if greatest(reach, looked.reach) > pgpark._stride() then
@@ -243,383 +263,21 @@ as $$
   select least(lot.max_units - used, worker_units - held);  -- least() passes over a null
 $$;
 
--- The message of a task; null if it is not there.
-create or replace function pgpark._read_message(lot pgpark.pool, msg_id bigint) returns jsonb
-language plpgsql stable
-set search_path = pgpark, pg_temp
-as $$
-declare
-  message jsonb;
-begin
-  execute format('select m.message from %s m where m.msg_id = $1', pgpark._messages(lot)) into message using msg_id;
-  return message;
-end
-$$;
-
--- The messages of tasks, one for each number, in order; null for one that is not there.
+-- The messages of tasks, one for each number, in order; null for one that is not there, or no row at the end.
 create or replace function pgpark._read_messages(lot pgpark.pool, msg_ids bigint[]) returns setof jsonb
 language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
 begin
-  return query execute format(
-    'select m.message from unnest($1) with ordinality as i (msg_id, ord) left join %s m on m.msg_id = i.msg_id '
-    'order by i.ord', pgpark._messages(lot))
-  using msg_ids;
-end
-$$;
-
--- Starts what is first in line and fits, and books what it takes. reach: how far above its floor it came. more: the walk
--- ended before the line.
-create or replace function pgpark._take(lot pgpark.pool, tag_floors double precision[], task_floors bigint[],
-                                        now_ timestamptz, free bigint, slots int, worker text,
-                                        out ids bigint[], out msg_ids bigint[], out units bigint, out reach bigint,
-                                        out more boolean)
-language plpgsql
-set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
-set enable_sort = off
-as $$
-#variable_conflict use_column
-declare
-  most int := least(slots, free, pgpark._longest_walk())::int;
-  first_ record;
-  seen int;
-  waits boolean;  -- the first that did not start: whether it waits for units alone
-  picked record;
-begin
-  reach := 0::bigint;
-  more := false;
-  if lot.limited then  -- tenants have lines of their own
-    ids := '{}';
-    msg_ids := '{}';
-    units := 0::bigint;
-  elsif most = 1 then  -- the same as below, in simpler statements: here what a statement costs by itself is most of it
-    ids := '{}';
-    msg_ids := '{}';
-    units := 0::bigint;
-    select c.*, c.units <= lot.max_units and coalesce(c.deadline > now_, true) as able,
-           c.task_id - task_floors[g.level + 1] as above
-    into first_
-    from unnest(array[3, 2, 1, 0]) as g (level)
-    cross join lateral (
-      select t.task_id, t.msg_id, t.units, t.deadline
-      from task t
-      where t.pool_id = lot.pool_id
-        and t.state = 'parked'
-        and t.lane is null
-        and t.priority = g.level
-        and (t.start_tag, t.task_id) >= (tag_floors[g.level + 1], task_floors[g.level + 1])
-      order by t.priority desc, t.start_tag, t.task_id
-      for update skip locked
-      limit 1
-    ) c
-    limit 1;
-    if not found then
-      return;
-    end if;
-    waits := first_.able;
-    if first_.able and first_.units <= free then
-      update task t
-      set state = 'running',
-          attempt = t.attempt + 1,
-          bypassed = 0,
-          worker = _take.worker,
-          started_at = now_,
-          lease_until = now_ + pgpark._secs(lot.lease_secs),
-          run_until = now_ + pgpark._secs(lot.run_timeout_secs)
-      where t.task_id = first_.task_id;
-      insert into tally (pool_id, units) values (lot.pool_id, first_.units);
-      ids := array[first_.task_id];
-      msg_ids := array[first_.msg_id];
-      units := first_.units::bigint;
-      reach := first_.above;
-      if lot.fairness = 'tenant' or lot.max_queue_depth is not null then
-        perform pgpark._book_start(lot, ids, 0);
-      end if;
-      return;
-    elsif waits and lot.max_bypass = 0 then
-      return;
-    end if;
+  if cardinality(msg_ids) = 1 then  -- what is read is planned each time, which then is most of it
+    return query execute format('select m.message from %s m where m.msg_id = $1', pgpark._messages(lot))
+    using msg_ids[1];
   else
-    with line as (
-      -- What cannot start at all counts as wider than any pool. Nobody behind the first that does not fit starts here.
-      select l.*, sum(case when l.able then l.units::double precision else 'infinity' end)
-                    over (rows unbounded preceding) as up_to,
-             row_number() over () as nth
-      from (
-        select c.task_id, c.task_id - task_floors[g.level + 1] as above, c.units <= lot.max_units
-                 and coalesce(c.deadline > now_, true) as able, c.units
-        from unnest(array[3, 2, 1, 0]) as g (level)
-        cross join lateral (
-          select t.task_id, t.units, t.deadline
-          from task t
-          where t.pool_id = lot.pool_id
-            and t.state = 'parked'
-            and t.lane is null
-            and t.priority = g.level
-            and (t.start_tag, t.task_id) >= (tag_floors[g.level + 1], task_floors[g.level + 1])
-          order by t.priority desc, t.start_tag, t.task_id
-          for update skip locked
-        ) c
-        limit most
-      ) l
-    ),
-    started as (
-      update task t
-      set state = 'running',
-          attempt = t.attempt + 1,
-          bypassed = 0,
-          worker = _take.worker,
-          started_at = now_,
-          lease_until = now_ + pgpark._secs(lot.lease_secs),
-          run_until = now_ + pgpark._secs(lot.run_timeout_secs)
-      from line l
-      where t.task_id = l.task_id
-        and l.up_to <= free
-      returning t.task_id, t.msg_id, t.units, l.nth, l.above
-    ),
-    booked as (
-      insert into tally (pool_id, units)
-      select lot.pool_id, sum(s.units) from started s having count(*) > 0
-    )
-    select coalesce(array_agg(s.task_id order by s.nth), '{}'), coalesce(array_agg(s.msg_id order by s.nth), '{}'),
-           coalesce(sum(s.units), 0)::bigint, coalesce(max(s.above), 0), (select count(*) from line)::int,
-           (select l.able from line l where l.up_to > free limit 1)
-    into ids, msg_ids, units, reach, seen, waits
-    from started s;
-    if lot.fairness = 'tenant' or lot.max_queue_depth is not null then
-      perform pgpark._book_start(lot, ids, 0);
-    end if;
-    more := seen = pgpark._longest_walk();
-    if waits is null or (waits and lot.max_bypass = 0) then
-      return;
-    end if;
-  end if;
-
-  if units < free and cardinality(ids) < slots then
-    select * into picked from pgpark._pick(
-      lot, tag_floors, task_floors, now_, free - units, slots - cardinality(ids));
-    select _take.ids || picked.ids, _take.msg_ids || s.msg_ids, _take.units + s.units
-    into ids, msg_ids, units
-    from pgpark._start(lot, picked.ids, picked.past_head, _take.worker, now_) s;
-    more := more or picked.more;
+    return query execute format(
+      'select m.message from unnest($1) with ordinality as i (msg_id, ord) left join %s m on m.msg_id = i.msg_id '
+      'order by i.ord', pgpark._messages(lot))
+    using msg_ids;
   end if;
 end
 $$;
 
--- How many tasks one walk looks at: from the front, and behind a head. Bounds what a claim costs, whatever waits.
-create or replace function pgpark._longest_walk() returns int
-language sql immutable
-as $$
-  select 10000;
-$$;
-
-create or replace function pgpark._bypass_window() returns int
-language sql immutable
-as $$
-  select 1000;
-$$;
-
--- Chooses, in rank order, what starts, and locks it. The first task that does not fit is the head: past it at most
--- max_bypass tasks may start in its whole life (task.bypassed counts them), then capacity is held until it starts. The
--- last past_head of ids are those that start past it. A task that its tenant's limit keeps waiting is not in line, so
--- it is no head. One that somebody else holds this moment (a cancel that is not committed) is passed over as if it were
--- gone.
-create or replace function pgpark._pick(lot pgpark.pool, tag_floors double precision[], task_floors bigint[],
-                                        now_ timestamptz, free bigint, slots int,
-                                        out ids bigint[], out past_head int, out more boolean)
-language plpgsql
-set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
-as $$
-#variable_conflict use_column
-declare
-  lanes pgpark.candidate[];  -- what is in line of the tenants with a limit
-  candidate record;
-  late bigint[] := array[]::bigint[];
-  misfit bigint[] := array[]::bigint[];
-  head bigint;
-  passes int;       -- how many more tasks may start past the head
-  looked int := 0;  -- tasks seen behind the head
-begin
-  ids := array[]::bigint[];
-  past_head := 0;
-  if lot.limited then
-    lanes := array(
-      select l
-      from pgpark._read_lanes(
-        lot, now_, slots + case when lot.max_bypass > 0 then pgpark._bypass_window() else 0 end, 0) l
-      where l.in_line);
-  end if;
-  <<walk>>
-  for level in reverse 3 .. 0 loop
-    for candidate in
-      select *
-      from (
-        (select t.task_id, t.tenant, t.priority, t.start_tag, t.units, t.bypassed, t.deadline, null::int as max_units,
-                false as last_look
-         from task t
-         where t.pool_id = lot.pool_id
-           and t.state = 'parked'
-           and t.lane is null
-           and t.priority = level
-           and (t.start_tag, t.task_id) >= (tag_floors[level + 1], task_floors[level + 1])
-         order by t.start_tag, t.task_id
-         limit 10000)  -- _longest_walk(), as a constant: so the planner knows that this is a walk and not a sort
-        union all
-        select l.task_id, l.tenant, l.priority, l.start_tag, l.units, l.bypassed, l.deadline, l.max_units, l.last_look
-        from unnest(lanes) l
-        where l.priority = level
-      ) line  -- merged as it is walked: both are in this order
-      order by line.start_tag, line.task_id
-    loop
-      if head is not null then
-        looked := looked + 1;
-        exit walk when looked > pgpark._bypass_window();
-        continue when candidate.units > free and not candidate.last_look;
-      end if;
-      perform from task t where t.task_id = candidate.task_id and t.state = 'parked' for update skip locked;
-      if not found then
-        null;
-      elsif candidate.deadline <= now_ then
-        late := late || candidate.task_id;
-        exit walk when cardinality(late) >= 1000;  -- a bite; the rest is due too, so the next claim comes at once
-      elsif candidate.units > least(lot.max_units, candidate.max_units) then
-        -- Put back into a pool that was shrunk meanwhile: it would hold up the lot for ever.
-        misfit := misfit || candidate.task_id;
-      elsif lot.limited and candidate.max_units is null and pgpark._lane(lot.pool_id, candidate.tenant) is not null then
-        -- Parked while the limit of its tenant was being set, so it stands in the wrong line: the next claim finds it.
-        update task t set lane = pgpark._lane(lot.pool_id, t.tenant) where t.task_id = candidate.task_id;
-        exit walk;
-      elsif candidate.units <= free then
-        ids := ids || candidate.task_id;
-        free := free - candidate.units;
-        past_head := past_head + (head is not null)::int;
-      elsif head is null then
-        head := candidate.task_id;
-        passes := lot.max_bypass - candidate.bypassed;
-      end if;
-      exit walk when free < 1 or cardinality(ids) >= slots or past_head >= passes or candidate.last_look;
-    end loop;
-  end loop;
-  if past_head > 0 then
-    update task t set bypassed = t.bypassed + past_head where t.task_id = head;
-  end if;
-  perform pgpark._conclude_all(late, 'expired', 'deadline_expired');
-  perform pgpark._conclude_all(misfit, 'dropped', 'too_large');
-  more := cardinality(ids) >= pgpark._longest_walk();
-end
-$$;
-
--- Whether a parked task would start now on a worker with room enough: the first of the line, whatever its deadline, fits
--- what is free in the pool. What is too large for the pool or its tenant ends at the next claim and is passed over.
-create or replace function pgpark._may_start(lot pgpark.pool, now_ timestamptz, free bigint) returns boolean
-language plpgsql stable
-set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_sort = off
-as $$
-#variable_conflict use_column
-declare
-  first_ pgpark.candidate;
-  of_lanes pgpark.candidate;
-begin
-  if free < 1 or lot.state in ('paused', 'disabled') then
-    return false;
-  end if;
-  select c.*
-  into first_.task_id, first_.tenant, first_.priority, first_.start_tag, first_.units, first_.bypassed
-  from pgpark._floors(lot.pool_id) f
-  cross join unnest(array[3, 2, 1, 0]) as g (level)
-  cross join lateral (
-    select t.task_id, t.tenant, t.priority, t.start_tag, t.units, t.bypassed
-    from task t
-    where t.pool_id = lot.pool_id
-      and t.state = 'parked'
-      and t.lane is null
-      and t.priority = g.level
-      and t.units <= lot.max_units
-      and (t.start_tag, t.task_id) >= (f.tag_floors[g.level + 1], f.task_floors[g.level + 1])
-    order by t.priority desc, t.start_tag, t.task_id
-    limit 1
-  ) c
-  limit 1;
-  if lot.limited then
-    select l.* into of_lanes
-    from pgpark._read_lanes(lot, now_, 1, 0) l
-    where l.in_line
-      and l.units <= least(lot.max_units, l.max_units)
-    limit 1;
-    if first_.task_id is null or pgpark._ranks_before(of_lanes, first_) then
-      first_ := of_lanes;
-    end if;
-  end if;
-  return first_.task_id is not null and free >= case when first_.bypassed < lot.max_bypass then 1 else first_.units end;
-end
-$$;
-
--- Marks tasks that _pick has locked as running, and books what they take.
-create or replace function pgpark._start(lot pgpark.pool, ids bigint[], past_head int, worker text, now_ timestamptz,
-                                         out msg_ids bigint[], out units bigint)
-language plpgsql
-set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
-as $$
-#variable_conflict use_column
-begin
-  with started as (
-    update task t
-    set state = 'running',
-        attempt = t.attempt + 1,
-        bypassed = 0,
-        worker = _start.worker,
-        started_at = now_,
-        lease_until = now_ + pgpark._secs(lot.lease_secs),
-        run_until = now_ + pgpark._secs(lot.run_timeout_secs)
-    from unnest(ids) with ordinality as i (task_id, ord)
-    where t.task_id = i.task_id
-    returning t.msg_id, t.units, i.ord
-  ),
-  booked as (
-    insert into tally (pool_id, units)
-    select lot.pool_id, sum(s.units) from started s having count(*) > 0
-  )
-  select coalesce(array_agg(s.msg_id order by s.ord), '{}'), coalesce(sum(s.units), 0)::bigint
-  into msg_ids, units
-  from started s;
-  perform pgpark._book_start(lot, ids, past_head);
-end
-$$;
-
--- What else a start takes: of its tenant's share, and of the waiting places.
-create or replace function pgpark._book_start(lot pgpark.pool, ids bigint[], past_head int) returns void
-language plpgsql
-set search_path = pgpark, pg_temp
-as $$
-begin
-  if cardinality(ids) = 0 then
-    return;
-  end if;
-  if lot.fairness = 'tenant' then
-    perform pgpark._serve(lot, ids, past_head);
-  end if;
-  if lot.max_queue_depth is not null then
-    perform pgpark._give_places(lot.pool_id, cardinality(ids));
-  end if;
-end
-$$;

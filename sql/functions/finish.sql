@@ -15,9 +15,9 @@ begin
   if park_finish.status not in ('completed', 'failed', 'dropped') then
     perform pgpark._refuse_element(pgpark._bad_status(park_finish.status), null);
   end if;
-  return cardinality(pgpark._finish(
+  return cardinality((pgpark._finish(
     array[park_finish.task_id], array[park_finish.attempt], array[coalesce(park_finish.status, 'completed')],
-    array[park_finish.result], array[park_finish.reason])) = 1;
+    array[park_finish.result], array[park_finish.reason])).accepted) = 1;
 end
 $$;
 
@@ -35,12 +35,12 @@ as $$
 #variable_conflict use_column
 declare
   given record;
-  accepted_places int[];
+  ended record;
 begin
-  select * into given from pgpark._read_outcomes(outcomes);
-  accepted_places := pgpark._finish(given.ids, given.attempts, given.statuses, given.results, given.reasons);
+  given := pgpark._read_outcomes(outcomes);
+  ended := pgpark._finish(given.ids, given.attempts, given.statuses, given.results, given.reasons);
   return query
-  select i.id, i.ord = any (accepted_places)
+  select i.id, i.ord = any (ended.accepted)
   from unnest(given.ids) with ordinality as i (id, ord)
   order by i.ord;
 end
@@ -71,26 +71,19 @@ as $$
 #variable_conflict use_column
 declare
   given record;
-  accepted_places int[];
-  freed bigint;
+  ended record;
 begin
-  select * into given from pgpark._read_outcomes(outcomes);
-  if given.ids is not null then
-    freed := (select sum(t.units) from task t
-              where t.task_id = any (given.ids)
-                and t.pool_id = (select p.pool_id from pool p where p.name = park_next.pool));
-    accepted_places := pgpark._finish(given.ids, given.attempts, given.statuses, given.results, given.reasons,
-                                      park_next.pool);
-  end if;
+  given := pgpark._read_outcomes(outcomes);
+  ended := pgpark._finish(given.ids, given.attempts, given.statuses, given.results, given.reasons, park_next.pool);
   return query
   select c.*, false
-  from pgpark._claim(park_next.pool, park_next.worker, park_next.max_tasks, park_next.max_units, freed) c;
-  if cardinality(given.ids) > cardinality(accepted_places) then
+  from pgpark._claim(park_next.pool, park_next.worker, park_next.max_tasks, park_next.max_units, ended.freed) c;
+  if cardinality(given.ids) > cardinality(ended.accepted) then
     return query
     select i.id, given.attempts[i.ord], null::jsonb, null::text, null::int, null::text, null::text, null::text,
            null::timestamptz, null::timestamptz, true
     from unnest(given.ids) with ordinality as i (id, ord)
-    where i.ord <> all (accepted_places)
+    where i.ord <> all (ended.accepted)
     order by i.ord;
   end if;
 end
@@ -109,67 +102,72 @@ as $$
   select format('unknown status %L; use completed, failed or dropped', status);
 $$;
 
--- The elements of park_finish_many, checked, as arrays that run in parallel; null for none.
+-- The elements of park_finish_many, checked, as arrays that run in parallel; nothing on the way changes their order.
 create or replace function pgpark._read_outcomes(outcomes jsonb, out ids bigint[], out attempts int[],
                                                  out statuses text[], out results jsonb[], out reasons text[])
 language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
-begin
-  perform pgpark._check_outcomes(outcomes);
-  select array_agg((e.element ->> 'task_id')::bigint order by e.ord),
-         array_agg((e.element ->> 'attempt')::int order by e.ord),
-         array_agg(coalesce(e.element ->> 'status', 'completed') order by e.ord),
-         array_agg(e.element -> 'result' order by e.ord),
-         array_agg(e.element ->> 'reason' order by e.ord)
-  into ids, attempts, statuses, results, reasons
-  from jsonb_array_elements(outcomes) with ordinality as e (element, ord);
-end
-$$;
-
-create or replace function pgpark._check_outcomes(outcomes jsonb) returns void
-language plpgsql stable
-set search_path = pgpark, pg_temp
-as $$
 declare
-  bad record;
-  keys constant text[] := array['task_id', 'attempt', 'status', 'result', 'reason'];
+  ord bigint;  -- of the first bad one
+  complaint text;
 begin
   if jsonb_typeof(outcomes) is distinct from 'array' then
     raise exception 'outcomes must be a JSON array, not %', coalesce(jsonb_typeof(outcomes), 'NULL')
       using errcode = '22023', hint = 'For example: [{"task_id": 1, "attempt": 1, "result": {"answer": 42}}]';
   end if;
-  select e.ord, c.complaint into bad
-  from jsonb_array_elements(outcomes) with ordinality as e (element, ord)
-  cross join lateral (
-    select case
-      when jsonb_typeof(e.element) <> 'object'
-           or coalesce(e.element ->> 'task_id', '') !~ '^[0-9]{1,18}$'
-           or coalesce(e.element ->> 'attempt', '') !~ '^[0-9]{1,9}$' then
-        'an outcome is an object with task_id and attempt as whole numbers'
-      when e.element - keys <> '{}' then
-        format('unknown key %L; an outcome has %s',
-               (select min(k) from jsonb_object_keys(e.element - keys) k), array_to_string(keys, ', '))
-      when jsonb_typeof(e.element -> 'reason') not in ('string', 'null') then
-        format('reason must be a string, not %s', e.element -> 'reason')
-      when e.element ->> 'status' not in ('completed', 'failed', 'dropped') then
-        pgpark._bad_status(e.element ->> 'status')
-    end as complaint
-  ) c
-  where c.complaint is not null
-  order by e.ord
-  limit 1;
-  if found then
-    perform pgpark._refuse_element(bad.complaint, bad.ord::int);
+  select coalesce(array_agg(case when o.complaint is null then (o.element ->> 'task_id')::bigint end), '{}'),
+         coalesce(array_agg(case when o.complaint is null then (o.element ->> 'attempt')::int end), '{}'),
+         coalesce(array_agg(coalesce(o.element ->> 'status', 'completed')), '{}'),
+         coalesce(array_agg(o.element -> 'result'), '{}'),
+         coalesce(array_agg(o.element ->> 'reason'), '{}'),
+         min(o.ord) filter (where o.complaint is not null),
+         (array_agg(o.complaint) filter (where o.complaint is not null))[1]
+  into ids, attempts, statuses, results, reasons, ord, complaint
+  from (
+    select e.element, e.ord,
+           case
+             when jsonb_typeof(e.element) <> 'object'
+                  or coalesce(e.element ->> 'task_id', '') !~ '^[0-9]{1,18}$'
+                  or coalesce(e.element ->> 'attempt', '') !~ '^[0-9]{1,9}$' then
+               'an outcome is an object with task_id and attempt as whole numbers'
+             when e.element - pgpark._outcome_keys() <> '{}' then
+               pgpark._unknown_key(e.element)
+             when jsonb_typeof(e.element -> 'reason') not in ('string', 'null') then
+               format('reason must be a string, not %s', e.element -> 'reason')
+             when e.element ->> 'status' not in ('completed', 'failed', 'dropped') then
+               pgpark._bad_status(e.element ->> 'status')
+           end as complaint
+    from jsonb_array_elements(outcomes) with ordinality as e (element, ord)
+    offset 0  -- so that the complaint is looked for once and not wherever it is asked for
+  ) o;
+  if complaint is not null then
+    perform pgpark._refuse_element(complaint, ord::int);
   end if;
 end
 $$;
 
--- The arrays run in parallel. Returns the places, counted from 1, of the elements that were accepted: those that name
--- the current attempt of a running task, and of several that do the first. quiet: as in _conclude.
+create or replace function pgpark._outcome_keys() returns text[]
+language sql immutable
+as $$
+  select array['task_id', 'attempt', 'status', 'result', 'reason'];
+$$;
+
+create or replace function pgpark._unknown_key(outcome jsonb) returns text
+language plpgsql immutable
+set search_path = pgpark, pg_temp
+as $$
+begin
+  return format('unknown key %L; an outcome has %s',
+                (select min(k) from jsonb_object_keys(outcome - pgpark._outcome_keys()) k),
+                array_to_string(pgpark._outcome_keys(), ', '));
+end
+$$;
+
+-- The arrays run in parallel. accepted: the places, counted from 1, of the elements that name the current attempt of a
+-- running task; of several that do, the first. quiet, freed: as in _conclude.
 create or replace function pgpark._finish(ids bigint[], attempts int[], statuses text[], results jsonb[], reasons text[],
-                                          quiet text default null)
-returns int[]
+                                          quiet text default null, out accepted int[], out freed bigint)
 language plpgsql
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -181,14 +179,17 @@ as $$
 #variable_conflict use_column
 declare
   now_ timestamptz := pgpark._now();
-  accepted int[];
+  ended record;
   failing bigint[];  -- may have another attempt
   retried bigint[] := array[]::bigint[];
 begin
   if pgpark._sees_the_past() then
     perform pgpark._require_read_committed();
   elsif 'completed' = all (statuses) then  -- the usual case: nothing to decide, only that it is still theirs
-    return pgpark._conclude(ids, attempts, statuses, reasons, results, quiet);
+    ended := pgpark._conclude(ids, attempts, statuses, reasons, results, quiet);
+    accepted := ended.places;
+    freed := ended.freed;
+    return;
   end if;
   with given as (
     select g.task_id, g.attempt, min(g.ord)::int as ord
@@ -203,7 +204,7 @@ begin
     order by t.task_id  -- one order for everybody, so that two batches cannot deadlock
     for update of t
   )
-  select array_agg(h.ord),
+  select coalesce(array_agg(h.ord), '{}'),
          array_agg(h.task_id) filter (where h.state = 'running' and statuses[h.ord] = 'failed')
   into accepted, failing
   from held h;
@@ -214,7 +215,7 @@ begin
 
   -- An attempt that failed without saying why after its time was up was stopped for that. What was being cancelled
   -- is dropped, unless it was completed all the same: then the answer is kept.
-  perform pgpark._conclude(
+  select (pgpark._conclude(
     array_agg(o.task_id),
     null,
     array_agg(case when o.cancelled then 'dropped' else o.status end),
@@ -222,7 +223,8 @@ begin
                    when o.status = 'failed' and o.overran then coalesce(o.reason, 'run_timeout')
                    else o.reason end),
     array_agg(o.result),
-    quiet)
+    quiet)).freed
+  into freed
   from (
     select t.task_id, t.cancel_reason, t.run_until <= now_ as overran,
            statuses[a.ord] as status, reasons[a.ord] as reason, results[a.ord] as result,
@@ -231,6 +233,5 @@ begin
     join task t on t.task_id = ids[a.ord]
     where t.task_id <> all (retried)
   ) o;
-  return coalesce(accepted, array[]::int[]);
 end
 $$;

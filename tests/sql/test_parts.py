@@ -353,7 +353,7 @@ def test_no_part_outlives_its_task_and_its_message(
     emit(db, task, "a", progress(1))
     ending(db, task)
     assert db.rows("select from pgpark.park_result(%s)", task)
-    assert contents(db, task) == ([] if ending is lose_the_payload else ["a", 1]), "another attempt began, or none"
+    assert contents(db, task) == ["a", 1]
     if leaving == "ack":
         assert ack(db, task) == 1
     else:

@@ -182,7 +182,8 @@ PAGES_OF_A_BITE = 60_000  # of up to 1,500 late tasks, each of them a row, a mes
 
 
 def scanned_otherwise(plans: Plans) -> set[tuple[str, str, str]]:
-    return {scan for scan in plans.scans if scan[1] in LEDGER and "Index" not in scan[0]}
+    """Scans of the ledger by other ways than an index, or the place of a row that an index has told."""
+    return {scan for scan in plans.scans if scan[1] in LEDGER and "Index" not in scan[0] and scan[0] != "Tid Scan"}
 
 
 def test_calls_walk_indexes_and_touch_no_more_pages_in_a_crowd(lots: dict[str, Database]) -> None:
