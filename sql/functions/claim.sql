@@ -143,8 +143,7 @@ begin
             when looked.narrow then any_started or freed > 0
             when coalesce(freed, 0) = 0 then false
             when lot.limited or lot.max_bypass > 0 then true
-            when first_units is null then not pgpark._may_start(lot, now_, free_before)
-            else first_units > free_before
+            else coalesce(first_units > free_before, true)
           end)
      and pgpark._may_start(lot, now_, lot.max_units - looked.used) then
     perform pgpark._wake(lot.name);

@@ -16,6 +16,12 @@ EXPLAINED = {
         "Detail: attention: cannot to determine volatility of used dynamic SQL",
         "Hint: When you fix this issue, please, recheck other functions that uses this function.",
     )
+} | {
+    f"_front_of_line: {line}": "it locks rows, in a subquery that plpgsql_check does not look into"
+    for line in (
+        "performance:00000:routine is marked as VOLATILE, should be STABLE",
+        "Hint: When you fix this issue, please, recheck other functions that uses this function.",
+    )
 }
 
 
