@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -87,15 +89,24 @@ SABOTAGES: dict[str, dict[str, Sabotage]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", SABOTAGES)
-def test_the_checker_finds_what_is_done_wrong(group: str, dsn: str, tmp_path: Path) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for _, replacements in SABOTAGES[group].values():
-            for function, right, wrong in replacements:
-                replace(connection, function, right, wrong)
-    report = soak(dsn, SMALL, tmp_path)
-    found = report.findings.counts.keys()
-    missed = [name for name, (expected, _) in SABOTAGES[group].items() if not expected & found]
-    assert missed == [], str(report)
+def test_the_checker_finds_what_is_done_wrong(
+    group: str, empty_databases: Callable[[str], str], template: str, tmp_path: Path
+) -> None:
+    """What goes wrong only now and then may not show in a run this short, so each may have three."""
+    missed = set(SABOTAGES[group])
+    for seed in (1, 2, 3):
+        dsn = empty_databases(template)
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            for _, replacements in SABOTAGES[group].values():
+                for function, right, wrong in replacements:
+                    replace(connection, function, right, wrong)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        report = soak(dsn, dataclasses.replace(SMALL, seed=seed), folder)
+        missed -= {name for name in missed if SABOTAGES[group][name][0] & report.findings.counts.keys()}
+        if not missed:
+            return
+    pytest.fail(f"not found: {missed}\n{report}")
 
 
 def replace(connection: psycopg.Connection[tuple[str]], function: str, right: str, wrong: str) -> None:

@@ -24,6 +24,7 @@ declare
   lot pgpark.pool := pgpark._enter_pool(park_submit.pool);
   draft pgpark.draft;
   complaint text;
+  parked record;
 begin
   draft.ord := 1;
   draft.payload := park_submit.payload;
@@ -40,7 +41,10 @@ begin
     perform pgpark._refuse_element(complaint, null);
   end if;
   if draft.idempotency_key is null and lot.max_queue_depth is null and not lot.limited and lot.fairness = 'fifo' then
-    select * into task_id, status, reason from pgpark._park_alone(lot, draft);
+    parked := pgpark._park_alone(lot, draft);
+    task_id := parked.task_id;
+    status := parked.status;
+    reason := parked.reason;
     accepted := reason is null;
     return next;
   else
