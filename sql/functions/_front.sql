@@ -175,8 +175,8 @@ set enable_sort = off
 as $$
 #variable_conflict use_column
 declare
-  last_entry bigint := (select s.last_value - (not s.is_called)::int from tally_entry_id_seq s);
-  last_task bigint := (select s.last_value - (not s.is_called)::int from task_task_id_seq s);
+  last_entry bigint := coalesce(pg_sequence_last_value('pgpark.tally_entry_id_seq'), 0);
+  last_task bigint := coalesce(pg_sequence_last_value('pgpark.task_task_id_seq'), 0);
 begin
   if not (select pgpark._all_in_sight(m.xmin) from mark m where m.pool_id = lot.pool_id) then
     return;

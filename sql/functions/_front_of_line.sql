@@ -28,7 +28,7 @@ set enable_sort = off
 as $$
 #variable_conflict use_column
 declare
-  most int := least(slots, free, pgpark._longest_walk());
+  most int := least(slots, free, pgpark._longest_walk())::int;
   seen int;
   waits boolean;  -- the first that does not start: whether it waits for units alone
 begin
@@ -39,7 +39,7 @@ begin
          coalesce(sum(l.units) filter (where l.up_to <= free), 0),
          (array_agg(l.units) filter (where l.up_to <= free))[1],
          coalesce(max(l.above) filter (where l.up_to <= free), 0),
-         count(*), (array_agg(l.able) filter (where l.up_to > free))[1]
+         count(*)::int, (array_agg(l.able) filter (where l.up_to > free))[1]
   into ids, msg_ids, units, first_units, reach, seen, waits
   from (
     select c.task_id, c.msg_id, c.units, c.able, c.task_id - task_floors[g.level + 1] as above,

@@ -356,6 +356,7 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_mergejoin = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -32,6 +32,7 @@ class Plans:
     """What auto_explain told of the statements of one call."""
 
     buffers: int = 0
+    cost: float = 0  # of the dearest statement, as the planner sees it
     scans: list[tuple[str, str, str]] = field(default_factory=list)
 
     def add(self, node: dict[str, Any]) -> None:
@@ -50,6 +51,7 @@ def explained(db: Database, call: Callable[[], Any]) -> Plans:
         if "plan:" in message:
             plan = json.loads(message.split("plan:", 1)[1])["Plan"]
             plans.add(plan)
+            plans.cost = max(plans.cost, plan["Total Cost"])
             plans.buffers = max(plans.buffers, plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
     call()  # warms up what a session caches: catalogs, plans
@@ -161,6 +163,7 @@ def calls(db: Database) -> dict[str, Callable[[], Any]]:
         "a cancel": lambda: db.value("select pgpark.park_cancel(%s)", live.pop()),
         "a status": lambda: db.status(parked),
         "an explanation": lambda: db.rows("select from pgpark.park_explain('gpu')"),
+        "raising the floors": lambda: db.rows("select pgpark._raise_floors(p, now()) from pgpark.pool p"),
     }
 
 
@@ -177,7 +180,9 @@ PAGES = {
     "a cancel": 150,
     "a status": 300,
     "an explanation": 300,
+    "raising the floors": 200,
 }
+JIT_ABOVE_COST = 100_000  # the default; a plan that seems dearer is compiled each time, where the server has JIT
 PAGES_OF_A_BITE = 60_000  # of up to 1,500 late tasks, each of them a row, a message and an outcome
 
 
@@ -200,6 +205,7 @@ def test_calls_walk_indexes_and_touch_no_more_pages_in_a_crowd(lots: dict[str, D
         for lot, db in lots.items():
             plans = explained(db, calls(db)[name])
             assert scanned_otherwise(plans) == set(), f"{name} in the {lot} lot"
+            assert plans.cost < JIT_ABOVE_COST, f"{name} in the {lot} lot"
             pages[name, lot] = plans.buffers
         sys.stdout.write(
             f"{name}: {pages[name, 'crowded']} pages in the crowd, {pages[name, 'small']} in a small lot\n"
