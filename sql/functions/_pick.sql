@@ -7,11 +7,11 @@ as $$
   select 1000;
 $$;
 
--- Chooses, in rank order, what starts, and locks it. msg_ids: their messages; units: what they take. The first task that does not fit is the head: past it at most
--- max_bypass tasks may start in its whole life (task.bypassed counts them), then capacity is held until it starts. The
--- last past_head of ids are those that start past it. A task that its tenant's limit keeps waiting is not in line, so
--- it is no head. One that somebody else holds this moment (a cancel that is not committed) is passed over as if it were
--- gone.
+-- Chooses, in rank order, what starts, and locks it: ids, their messages, and what they take. The first task that does not
+-- fit is the head: past it at most max_bypass tasks may start in its whole life (task.bypassed counts them), then capacity
+-- is held until it starts. The last past_head of ids are those that start past it. A task that its tenant's limit keeps
+-- waiting is not in line, so it is no head. One that somebody else holds this moment (a cancel that is not committed) is
+-- passed over as if it were gone. more: the walk ended before the line. look_behind: never, as in _front_of_line.
 create or replace function pgpark._pick(lot pgpark.pool, tag_floors double precision[], task_floors bigint[],
                                         now_ timestamptz, free bigint, slots int,
                                         out ids bigint[], out msg_ids bigint[], out units bigint, out past_head int,
