@@ -38,11 +38,10 @@ begin
       order by o.task_id, o.ord  -- one order for everybody, so that two batches cannot deadlock
     ),
     ended as (
-      -- Not "state in (running, cancelling)": that would let the planner take the index of what runs, and walk it.
       delete from task t
       using outcome o
-      where t.task_id = o.task_id
-        and (attempts is null or (t.attempt = o.attempt and t.state not in ('parked', 'delayed')))
+      where t.task_id = any (array[o.task_id])  -- not "=": docs/decisions/0008
+        and (attempts is null or (t.attempt = o.attempt and pgpark._runs(t.state)))
       returning t.*, o.status, o.reason, o.result, o.ord
     ),
     posted as (

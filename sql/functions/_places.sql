@@ -265,9 +265,19 @@ set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 begin
-  -- Not one condition for both: each has an index of its own.
-  return (select count(*)::int from task t
-          where t.pool_id = _count_parked.pool_id and t.state = 'parked' and t.lane is null)
+  -- Not one condition for both: each has an index of its own. Nothing is below the floors.
+  return (select coalesce(sum(c.parked), 0)::int
+          from pgpark._floors(_count_parked.pool_id) f
+          cross join unnest(array[3, 2, 1, 0]) as g (level)
+          cross join lateral (
+            select count(*) as parked
+            from task t
+            where t.pool_id = _count_parked.pool_id
+              and t.state = 'parked'
+              and t.lane is null
+              and t.priority = g.level
+              and (t.start_tag, t.task_id) >= (f.tag_floors[g.level + 1], f.task_floors[g.level + 1])
+          ) c)
          + (select count(*)::int from task t
             where t.pool_id = _count_parked.pool_id and t.state = 'parked' and t.lane is not null);
 end

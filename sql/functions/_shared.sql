@@ -145,6 +145,14 @@ begin
 end
 $$;
 
+-- Whether a task runs, or is being stopped; for tasks that are looked up by id. "state in (running, cancelling)" would let the
+-- planner walk the index of all that runs instead: docs/decisions/0008.
+create or replace function pgpark._runs(state text) returns boolean
+language sql immutable
+as $$
+  select state not in ('parked', 'delayed');
+$$;
+
 create or replace function pgpark._secs(secs double precision) returns interval
 language sql immutable
 as $$

@@ -51,7 +51,8 @@ begin
         share = case lot.fairness when 'tenant' then coalesce(t.tenant, '') end,
         lane = pgpark._lane(lot.pool_id, t.tenant)
     where t.task_id = any (ids)
-      and t.state = 'running'
+      and pgpark._runs(t.state)
+      and t.state <> 'cancelling'
     returning t.task_id, t.units
   ),
   freed as (
@@ -199,7 +200,7 @@ begin
          coalesce(max(t.start_tag) filter (where i.ord <= cardinality(ids) - past_head), 0),
          max(t.start_tag + t.units / pgpark._weight(lot.pool_id, coalesce(t.tenant, '')))
   from unnest(ids) with ordinality as i (task_id, ord)
-  join task t on t.task_id = i.task_id
+  join task t on t.task_id = any (array[i.task_id])
   group by coalesce(t.tenant, ''), t.priority
   on conflict on constraint tenant_service_pkey do update
   set started_tag = greatest(tenant_service.started_tag, excluded.started_tag),
@@ -360,7 +361,12 @@ set jit = off
 as $$
 #variable_conflict use_column
 declare
-  used jsonb := (
+  used jsonb;
+begin
+  if not lot.limited then
+    return;
+  end if;
+  used := (
     select jsonb_object_agg(u.tenant, u.units)
     from (
       select coalesce(t.tenant, '') as tenant, sum(t.units) as units
@@ -369,7 +375,6 @@ declare
         and t.state in ('running', 'cancelling')
       group by 1
     ) u);
-begin
   return query
   with lane as materialized (
     select r.*, case when r.room > 0 then least(r.room, depth) + 8 else 0 end + beyond as deepest

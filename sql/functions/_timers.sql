@@ -67,7 +67,7 @@ begin
                          array_agg(t.priority order by d.ord), array_agg(t.units order by d.ord))
     into tags
     from unnest(due) with ordinality as d (task_id, ord)
-    join task t on t.task_id = d.task_id;
+    join task t on t.task_id = any (array[d.task_id]);
   end if;
   update task t
   set state = 'parked',
@@ -76,7 +76,7 @@ begin
       share = case lot.fairness when 'tenant' then coalesce(t.tenant, '') end,
       lane = pgpark._lane(lot.pool_id, t.tenant)
   from unnest(due) with ordinality as d (task_id, ord)
-  where t.task_id = d.task_id;
+  where t.task_id = any (array[d.task_id]);
   insert into returned (pool_id, task_id) select lot.pool_id, d.id from unnest(due) as d (id);
   perform pgpark._wake(lot.name);
   return cardinality(due);
@@ -118,14 +118,14 @@ begin
 
   perform pgpark._fail(
     array(select t.task_id from task t
-          where t.task_id = any (lapsed) and t.state = 'running' and t.run_until <= now_),
+          where t.task_id = any (lapsed) and t.state <> 'cancelling' and t.run_until <= now_),
     'run_timeout', now_);
 
   perform pgpark._conclude(array_agg(t.task_id), null, array_agg('dropped'::text),
                            array_agg(case t.state when 'cancelling' then t.cancel_reason else 'lost worker' end), null)
   from task t
   where t.task_id = any (lapsed)
-    and (t.state = 'cancelling' or (t.state = 'running' and t.losses + 1 >= lot.max_losses));
+    and (t.state = 'cancelling' or (pgpark._runs(t.state) and t.losses + 1 >= lot.max_losses));
 
   perform pgpark._park_again(lot, lapsed, lost => 1);
   perform pgpark._wake(lot.name);
@@ -165,7 +165,8 @@ begin
   end if;
   perform pgpark._retry(ids, now_);
   perform pgpark._conclude_all(
-    array(select t.task_id from task t where t.task_id = any (ids) and t.state = 'running'), 'failed', reason);
+    array(select t.task_id from task t where t.task_id = any (ids) and pgpark._runs(t.state) and t.state <> 'cancelling'),
+    'failed', reason);
 end
 $$;
 
@@ -195,7 +196,8 @@ begin
         run_until = null
     from pool p
     where t.task_id = any (ids)
-      and t.state = 'running'
+      and pgpark._runs(t.state)
+      and t.state <> 'cancelling'
       and p.pool_id = t.pool_id
       and t.failures + 1 < p.max_attempts
     returning t.task_id, t.pool_id, t.units

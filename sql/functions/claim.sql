@@ -124,7 +124,7 @@ begin
       select coalesce(array_agg(t.task_id order by c.ord), '{}'), coalesce(sum(t.units), 0)
       into chosen.ids, chosen.units
       from unnest(chosen.ids) with ordinality as c (task_id, ord)
-      join task t using (task_id);
+      join task t on t.task_id = any (array[c.task_id]);
     end if;
     if found_ > 0 then
       perform pgpark._book_start(lot, chosen.ids, chosen.units, chosen.past_head);
@@ -273,8 +273,8 @@ begin
     using msg_ids[1];
   else
     return query execute format(
-      'select m.message from unnest($1) with ordinality as i (msg_id, ord) left join %s m on m.msg_id = i.msg_id '
-      'order by i.ord', pgpark._messages(lot))
+      'select m.message from unnest($1) with ordinality as i (msg_id, ord) '
+      'left join %s m on m.msg_id = any (array[i.msg_id]) order by i.ord', pgpark._messages(lot))
     using msg_ids;
   end if;
 end

@@ -31,13 +31,21 @@ begin
                                     order by c.priority desc, c.start_tag, c.task_id) - 1)::int as own_ahead
     from (
       (select t.task_id, null as tenant, t.units, t.bypassed, true as in_line, t.priority, t.start_tag
-       from task t
-       where t.pool_id = lot.pool_id
-         and t.state = 'parked'
-         and t.lane is null
-         and t.units <= lot.max_units  -- what is larger, and what is late, ends at the next claim
-         and (t.deadline is null or t.deadline > now_)
-       order by t.priority desc, t.start_tag, t.task_id
+       from pgpark._floors(lot.pool_id) f
+       cross join unnest(array[3, 2, 1, 0]) as g (level)
+       cross join lateral (
+         select t.*
+         from task t
+         where t.pool_id = lot.pool_id
+           and t.state = 'parked'
+           and t.lane is null
+           and t.priority = g.level
+           and (t.start_tag, t.task_id) >= (f.tag_floors[g.level + 1], f.task_floors[g.level + 1])
+           and t.units <= lot.max_units  -- what is larger, and what is late, ends at the next claim
+           and (t.deadline is null or t.deadline > now_)
+         order by t.priority desc, t.start_tag, t.task_id
+         limit max_tasks
+       ) t
        limit max_tasks)
       union all
       select l.task_id, l.tenant, l.units, l.bypassed, l.in_line, l.priority, l.start_tag
@@ -98,10 +106,11 @@ as $$
 begin
   return (
     select case when bool_and(w.max_units is not null)
-                then max(w.max_units - coalesce((select sum(t.units) from task t
-                                                 where t.pool_id = lot.pool_id
-                                                   and t.state in ('running', 'cancelling')
-                                                   and t.worker = w.worker), 0)) end
+                then max(w.max_units - case when w.max_units is not null then coalesce((
+                           select sum(t.units) from task t
+                           where t.pool_id = lot.pool_id
+                             and t.state in ('running', 'cancelling')
+                             and t.worker = w.worker), 0) end) end
     from worker w
     where w.pool_id = lot.pool_id
       and w.seen_at > now_ - greatest(pgpark._secs(lot.lease_secs), interval '1 minute'));

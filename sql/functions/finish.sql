@@ -198,10 +198,10 @@ begin
   ),
   held as (
     select t.task_id, t.state, g.ord
-    from task t
-    join given g on g.task_id = t.task_id and g.attempt = t.attempt
-    where t.state not in ('parked', 'delayed')  -- so that task_pkey is the only way: functions/_conclude.sql
-    order by t.task_id  -- one order for everybody, so that two batches cannot deadlock
+    from given g
+    join task t on t.task_id = any (array[g.task_id]) and t.attempt = g.attempt
+    where pgpark._runs(t.state)
+    order by g.task_id  -- one order for everybody, so that two batches cannot deadlock
     for update of t
   )
   select coalesce(array_agg(h.ord), '{}'),
@@ -230,7 +230,7 @@ begin
            statuses[a.ord] as status, reasons[a.ord] as reason, results[a.ord] as result,
            t.state = 'cancelling' and statuses[a.ord] <> 'completed' as cancelled
     from unnest(accepted) as a (ord)
-    join task t on t.task_id = ids[a.ord]
+    join task t on t.task_id = any (array[ids[a.ord]])
     where t.task_id <> all (retried)
   ) o;
 end

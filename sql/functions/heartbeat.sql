@@ -27,14 +27,14 @@ begin
     where t.task_id = any (park_heartbeat.task_ids)
       and t.pool_id = lot.pool_id
       and t.worker = park_heartbeat.worker
-      and t.state in ('running', 'cancelling')
+      and pgpark._runs(t.state)
       and (t.run_until is null or t.run_until > now_ or t.state = 'cancelling')
     for update skip locked
   )
   update task t
   set lease_until = now_ + pgpark._secs(lot.lease_secs)
   from mine m
-  where t.task_id = m.task_id;
+  where t.task_id = any (array[m.task_id]);
 
   -- The worker's row after the tasks' rows, as in park_claim, so that the two cannot deadlock.
   perform pgpark._seen(lot.pool_id, park_heartbeat.worker,
@@ -47,10 +47,11 @@ begin
   where i.id is not null
     and not exists (
       select from task t
-      where t.task_id = i.id
+      where t.task_id = any (array[i.id])
         and t.pool_id = lot.pool_id
         and t.worker = park_heartbeat.worker
-        and t.state = 'running'
+        and pgpark._runs(t.state)
+        and t.state <> 'cancelling'
         and (t.run_until is null or t.run_until > now_));
 end
 $$;

@@ -212,7 +212,7 @@ begin
   join pool l using (pool_id)
   where t.task_id = _emit.task_id
     and t.attempt = _emit.attempt
-    and t.state in ('running', 'cancelling')
+    and pgpark._runs(t.state)
   for no key update of t;
   if not found then
     return false;

@@ -20,7 +20,7 @@ begin
   from task t
   where t.task_id = park_release.task_id
     and t.attempt = park_release.attempt
-    and t.state in ('running', 'cancelling')
+    and pgpark._runs(t.state)
   for update;
   if not found then
     return false;

@@ -35,7 +35,8 @@ begin
                   where t.pool_id = p.pool_id and t.state = 'parked' and t.share is not null),
                  (select min(t.created_at) from task t
                   where t.pool_id = p.pool_id and t.state = 'parked' and t.lane is not null)) as created_at
-    from generate_series(0, 3) as g (priority)
+    from pgpark._floors(p.pool_id) n
+    cross join generate_series(0, 3) as g (priority)
     cross join lateral (
       select t.created_at
       from task t
@@ -43,6 +44,7 @@ begin
         and t.state = 'parked'
         and t.lane is null
         and t.priority between g.priority::smallint and g.priority::smallint
+        and (t.start_tag, t.task_id) >= (n.tag_floors[g.priority + 1], n.task_floors[g.priority + 1])
       order by t.priority desc, t.start_tag, t.task_id
       limit 1
     ) f

@@ -52,12 +52,20 @@ begin
   select p.* into lot from pool p where p.pool_id = _tasks_ahead.task.pool_id;
   select count(*)::int into ahead
   from (
-    select t.priority, t.start_tag, t.task_id, t.units, t.deadline
-    from task t
-    where t.pool_id = _tasks_ahead.task.pool_id
-      and t.state = 'parked'
-      and t.lane is null
-    order by t.priority desc, t.start_tag, t.task_id
+    select t.*
+    from pgpark._floors(_tasks_ahead.task.pool_id) f
+    cross join unnest(array[3, 2, 1, 0]) as g (level)
+    cross join lateral (
+      select t.priority, t.start_tag, t.task_id, t.units, t.deadline
+      from task t
+      where t.pool_id = _tasks_ahead.task.pool_id
+        and t.state = 'parked'
+        and t.lane is null
+        and t.priority = g.level
+        and (t.start_tag, t.task_id) >= (f.tag_floors[g.level + 1], f.task_floors[g.level + 1])
+      order by t.priority desc, t.start_tag, t.task_id
+      limit 1000
+    ) t
     limit 1000
   ) t
   where (-t.priority, t.start_tag, t.task_id)
