@@ -27,7 +27,8 @@ from report import progress, server_settings
 
 from pgpark.errors import PgparkError
 
-CLAIM, SKIP_LOCKED = r"\mpark_claim\M", "skip locked"
+# What takes tasks; park_next finishes the ones before in the same statement.
+CLAIM, SKIP_LOCKED = r"\mpark_(claim|next)\M", "skip locked"
 
 
 @dataclass(frozen=True)
