@@ -31,8 +31,8 @@ cross join generate_series(1, %(messages)s::bigint) g
 where p.name = %(pool)s
 """
 KEYS = """
-insert into pgpark.submission_key (pool_id, idempotency_key, task_id)
-select m.pool_id, m.idempotency_key, m.task_id from pgpark.mailbox m
+insert into pgpark.submission_key (pool_id, tenant, idempotency_key, task_id)
+select m.pool_id, m.tenant, m.idempotency_key, m.task_id from pgpark.mailbox m
 where m.pool = %(pool)s and m.idempotency_key is not null
 """
 

@@ -106,7 +106,7 @@ def _databases(connections: Mapping[Place, Connection]) -> dict[Place, Connectio
 def _planned(config: Config, name: str, place: Place, connection: Connection) -> Applied:
     with _file_named(config):
         changes = calls.run_on(connection, calls.plan_pool(name, config.sql_config(name)))
-        there = connection.execute("select from pgpark.pool where name = %s", [name]).rowcount > 0
+        there = any(info.name == name for info in calls.run_on(connection, calls.pools()))
     result: Result = "created" if not there else "changed" if changes else "unchanged"
     return Applied(name, place, result, tuple(_hidden(change) for change in changes))
 

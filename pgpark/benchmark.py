@@ -37,7 +37,7 @@ PAYLOAD = {"data": "x" * 189}  # 200 bytes as text
 RESULT = {"ok": True}
 SETTINGS = ("fsync", "synchronous_commit")
 _POOL = re.compile("pgpark_bench_[0-9a-f]{8}")
-_LOCK = 1885826934  # the first half of an advisory lock; 1885826930 to 33 are the schema's
+_LOCK = 1885826934  # the first half of an advisory lock
 _BULK = 1_000  # tasks of one park_submit_many
 _SAMPLES = 100  # of each latency
 _WORK_SECS = 0.02  # how long the task of a sample runs, so that its client is waiting when it ends,
@@ -383,7 +383,9 @@ def _remove(connection: Connection, pool: str) -> None:
             with connection.transaction():
                 calls.run_on(connection, calls.drop_pool(pool, force=True))
             connection.execute(
-                "select pgpark.park_ack(array(select m.message_id from pgpark.mailbox m where m.tenant = %s))", [pool]
+                "select pgpark.park_ack(array("
+                "select message_id from pgpark.park_fetch(%s, max_messages => 2147483647)))",
+                [pool],
             )
     except psycopg.Error as error:
         raise translated(error) from error

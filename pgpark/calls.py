@@ -24,6 +24,7 @@ from pgpark.models import (
     DeadLetter,
     Explained,
     Finished,
+    Grant,
     LlmCapacity,
     Maintained,
     Message,
@@ -365,6 +366,28 @@ def retry_callbacks(callback_ids: Sequence[int] | None = None, pool: str | None 
     return _call("park_retry_callbacks", _value("park_retry_callbacks"), callback_ids=ids, pool=pool)
 
 
+def grant(role: str, kind: str, tenants: Sequence[str] | None = None, pools: Sequence[str] | None = None) -> Call[None]:
+    """Gives a role access of a kind: producer, worker, reader or admin; None for any tenants or pools."""
+    return _call(
+        "park_grant",
+        lambda _rows: None,
+        role=role,
+        kind=kind,
+        tenants=None if tenants is None else list(tenants),
+        pools=None if pools is None else list(pools),
+    )
+
+
+def revoke(role: str, kind: str | None = None) -> Call[int]:
+    """Takes access of a kind (None: of every kind) from a role; returns how many kinds it had of those."""
+    return _call("park_revoke", _value("park_revoke"), role=role, kind=kind)
+
+
+def grants() -> Call[list[Grant]]:
+    """Who may do what."""
+    return _call("park_grants", _many(Grant))
+
+
 # Arguments whose type Postgres cannot see from the value alone.
 _CASTS = {
     "task_id": "bigint",
@@ -372,6 +395,8 @@ _CASTS = {
     "message_ids": "bigint[]",
     "callback_id": "bigint",
     "callback_ids": "bigint[]",
+    "tenants": "text[]",
+    "pools": "text[]",
     "http_status": "int",
     "retry_after_secs": "float8",
     "max_letters": "int",

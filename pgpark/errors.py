@@ -48,6 +48,10 @@ class WrongIsolationError(DatabaseError):
     """The caller's transaction is REPEATABLE READ or SERIALIZABLE."""
 
 
+class NotGrantedError(DatabaseError):
+    """The role may not do that; `pgpark grant` would let it."""
+
+
 def one_line(error: BaseException) -> str:
     """The text of an error without line breaks."""
     try:
@@ -88,6 +92,8 @@ def explained(state: str | None, message: str, hint: str | None, detail: str | N
         return ConflictError(text)
     if state == "25001":
         return WrongIsolationError(text)
+    if state == "42501":
+        return NotGrantedError(text if hint else f"{text}; an admin can change that: pgpark grant")
     if state in {"3F000", "42883", "42P01"} and "pgpark" in message:
         return NotMigratedError(f"this database has no pgpark, or an older one ({message}); run: pgpark migrate")
     return DatabaseError(text)

@@ -12,13 +12,14 @@ import inspect
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
 import threading
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +36,14 @@ _STDERR_KEPT = 1900
 _TERMINATE_SECS = 5.0
 _DRAIN_SECS = 0.5
 _LOOK_SECS = 0.05
-_SECRETS = {"PGPARK_DSN", "PGPASSWORD"}
+# What a program gets of the worker's environment: where things are, how to write, which devices to use. Everything else
+# may be a secret.
+_PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|PWD|TERM|TZ|LANG|LANGUAGE|LC_\w+|TMPDIR|TMP|TEMP"
+    r"|XDG_(RUNTIME_DIR|CACHE_HOME|CONFIG_HOME|DATA_HOME)|LD_LIBRARY_PATH|VIRTUAL_ENV|CONDA_PREFIX"
+    r"|PYTHON(PATH|HOME|UNBUFFERED|DONTWRITEBYTECODE|UTF8)|OMP_NUM_THREADS"
+    r"|(CUDA|NVIDIA|HIP|ROCR)_VISIBLE_DEVICES|CUDA_(DEVICE_ORDER|HOME|PATH)|ZE_AFFINITY_MASK"
+)
 
 
 class HandlerError(Exception):
@@ -153,14 +161,18 @@ class CommandExecutor:
 
     Output that is JSON is the result as such, other output is a string. A non-zero exit fails the attempt with the end
     of standard error. When the program has ended, so do the processes that it left behind in its group.
-    PGPARK_TASK_ID, _ATTEMPT, _POOL, _UNITS and _TENANT are in its environment, PGPARK_DSN and PGPASSWORD are not.
+    Its environment has PGPARK_TASK_ID, _ATTEMPT, _POOL, _UNITS and _TENANT, and of the worker's own what says where
+    things are, how to write and which devices to use, and what `environment` names. All else may be a secret.
     PGPARK_PARTS_FD is the number of a file descriptor on which it may emit while it runs, a line each:
     {"content": "a token"} or {"kind": "progress", "content": {"value": 0.5}}.
     """
 
     stoppable = True
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, environment: Iterable[str] = ()) -> None:
+        self._named = frozenset(environment)
+        if unset := sorted(name for name in self._named if name not in os.environ):
+            raise BadInputError(f"--exec-env {unset[0]}: there is no such variable in this worker's environment")
         try:
             self._argv = shlex.split(command)
         except ValueError as error:
@@ -178,7 +190,7 @@ class CommandExecutor:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                env=_environment(context) | {"PGPARK_PARTS_FD": str(pipe.descriptor)},
+                env=_environment(context, self._named) | {"PGPARK_PARTS_FD": str(pipe.descriptor)},
                 pass_fds=[pipe.descriptor],
             )
         except BaseException:
@@ -281,9 +293,9 @@ async def _in_thread(handler: Callable[..., Any], arguments: tuple[Any, ...], na
     raise HandlerError(f"{type(value).__name__}: {value}") from value
 
 
-def _environment(context: TaskContext) -> dict[str, str]:
+def _environment(context: TaskContext, named: frozenset[str]) -> dict[str, str]:
     task = context.task
-    return {name: value for name, value in os.environ.items() if name not in _SECRETS} | {
+    return {name: value for name, value in os.environ.items() if name in named or _PASSED_ON.fullmatch(name)} | {
         "PGPARK_TASK_ID": str(task.task_id),
         "PGPARK_ATTEMPT": str(task.attempt),
         "PGPARK_POOL": context.pool,

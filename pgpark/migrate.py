@@ -1,13 +1,15 @@
 """Brings a database to the state of the files below sql/: pgmq, migrations once each, functions when they changed.
 
-Everything happens in one transaction under an advisory lock, so that any number of callers end the same, and a
-failure leaves the database as it was. The logic of what exists and what is too old is SQL (sql/pgmq.sql).
+Everything happens in one transaction, one caller at a time, so that any number of them end the same, and a failure
+leaves the database as it was. At its end the schema is closed to everybody who was granted nothing. The logic of what
+exists and what is too old is SQL (sql/pgmq.sql).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from pgpark.errors import MigrationError, one_line
 
 REQUIRED_PGMQ = "1.5.0"
 _LOCK = 1885826929
+_CLOSE = "do $$ begin perform pgpark._close(); end $$;"
 _HELPER = re.compile(r"^create or replace function pgpark\.(_\w+)", re.MULTILINE)
 
 
@@ -36,6 +39,11 @@ class SqlFile:
     def runs_once(self) -> bool:
         """Whether this is a migration, rather than a file of functions."""
         return self.name.startswith("migrations/")
+
+    @property
+    def helpers(self) -> frozenset[str]:
+        """The names of the helpers that it makes."""
+        return frozenset(_HELPER.findall(self.text))
 
 
 @dataclass(frozen=True)
@@ -57,20 +65,23 @@ def migrate(connection: psycopg.Connection[DictRow]) -> Plan:
     Raises MigrationError; the database is then as it was before.
     """
     with connection.transaction():
-        connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
+        _lock(connection)
         todo = plan(connection)
         if not todo.empty:
             _apply(connection, "sql/pgmq.sql", pgmq_script())
             _apply(connection, "sql/ledger.sql", _read("ledger.sql"))
         for file in todo.files:
             if not file.runs_once:
-                _drop_helpers(connection, file)
+                _drop_functions(connection, file.helpers)
             _apply(connection, f"sql/{file.name}", file.text)
             connection.execute(
                 "insert into pgpark.migration (name, hash) values (%s, %s)"
                 " on conflict (name) do update set hash = excluded.hash, applied_at = clock_timestamp()",
                 [file.name, file.hash],
             )
+        if any(not file.runs_once for file in todo.files):
+            _drop_functions(connection, _helpers(connection) - {name for file in sql_files() for name in file.helpers})
+            connection.execute(_CLOSE)
     return todo
 
 
@@ -104,6 +115,7 @@ def script() -> str:
     for file in sql_files():
         parts.append(f"-- sql/{file.name}\n\n{file.text}")
         parts.append(f"insert into pgpark.migration (name, hash) values ('{file.name}', '{file.hash}');\n")
+    parts.append(f"{_CLOSE}\n")
     parts.append("reset client_min_messages;\n")
     return "\n".join(parts)
 
@@ -144,24 +156,44 @@ def _read(name: str) -> str:
     return (_root() / name).read_text(encoding="utf-8")
 
 
+def _lock(connection: psycopg.Connection[DictRow]) -> None:
+    """Waits for others who migrate: by a lock that anybody could take only until there is a table that nobody can."""
+    if not _installed(connection):
+        connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
+    if _installed(connection):
+        connection.execute("lock table pgpark.migration in exclusive mode")
+
+
+def _installed(connection: psycopg.Connection[DictRow]) -> bool:
+    # Not to_regclass(): that may remember what was not there before somebody else's migration.
+    there = "select from pg_class where relname = 'migration' and relnamespace::regnamespace::text = 'pgpark'"
+    return connection.execute(there).rowcount > 0
+
+
 def _ledger(connection: psycopg.Connection[DictRow]) -> dict[str, str]:
-    row = connection.execute("select to_regclass('pgpark.migration') is not null as here").fetchone()
-    if not row or not row["here"]:
+    if not _installed(connection):
         return {}
     return {row["name"]: row["hash"] for row in connection.execute("select name, hash from pgpark.migration")}
 
 
-def _drop_helpers(connection: psycopg.Connection[Any], file: SqlFile) -> None:
-    """Drops the helpers that a file of functions makes, in whatever form they are there.
+def _helpers(connection: psycopg.Connection[DictRow]) -> set[str]:
+    """The names of the helpers (`_name`) that are there."""
+    rows = connection.execute(
+        "select proname from pg_proc where pronamespace = to_regnamespace('pgpark') and starts_with(proname, '_')"
+    )
+    return {row["proname"] for row in rows}
+
+
+def _drop_functions(connection: psycopg.Connection[Any], names: Iterable[str]) -> None:
+    """Drops functions of these names, in whatever form they are there.
 
     `create or replace` can change neither a result type nor arguments. Public functions keep their signatures for ever
-    and are replaced in place; helpers (`_name`) may change, and nobody outside the schema calls them.
+    and are replaced in place; helpers may change or go, and nobody outside the schema calls them.
     """
-    helpers = _HELPER.findall(file.text)
     found = connection.execute(
         "select oid::regprocedure::text as signature from pg_proc"
         " where pronamespace = to_regnamespace('pgpark') and proname = any (%s)",
-        [helpers],
+        [list(names)],
     ).fetchall()
     for row in found:
         connection.execute(f"drop function {row['signature']}".encode())

@@ -132,6 +132,15 @@ class PoolStats(Row):
     retried: int
 
 
+class Grant(Row):
+    """What a role may do; None for tenants or pools: any."""
+
+    role: str
+    kind: Literal["producer", "worker", "reader", "admin"]
+    tenants: list[str] | None
+    pools: list[str] | None
+
+
 class PoolInfo(Row):
     """A pool: `config` as it was given, `settings` with every default filled in."""
 

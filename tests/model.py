@@ -31,7 +31,7 @@ class Model:
         self.state = "active"
         self.now = 0.0
         self.tasks: list[Task] = []  # all that were accepted
-        self.keys: dict[str | None, Task] = {}
+        self.keys: dict[tuple[str | None, str], Task] = {}  # by tenant and key
         self.workers: dict[str, Worker] = {}
         self.tally: Counter[str] = Counter()
         self.shares = Shares()
@@ -125,8 +125,8 @@ class Model:
         acceptable: list[Task] = []
         for draft in drafts:
             task = self._drafted(draft)
-            known = {task.key: task for task in acceptable if task.key} | self.keys
-            first = known.get(draft.key)
+            known = {(task.tenant, task.key): task for task in acceptable if task.key} | self.keys
+            first = known.get((draft.tenant, draft.key)) if draft.key else None
             reason = "duplicate" if first else self._refusal(task)
             rows.append((first or task, reason))
             if reason is None:
@@ -137,7 +137,7 @@ class Model:
             self.tasks.append(task)
             task.id = len(self.tasks)
             if task.key:
-                self.keys[task.key] = task
+                self.keys[task.tenant, task.key] = task
         self._park([task for task in new if task.state == "parked"])
         rows = [(task, "queue_full" if task in full else reason) for task, reason in rows]
         return [
@@ -332,7 +332,7 @@ class Model:
         old = [task for task in self.all(*ENDED) if task.purge_at <= self.now]
         for task in old:
             task.state = "purged"
-            self.keys.pop(task.key if self.keys.get(task.key) is task else None, None)
+            self.keys = {key: first for key, first in self.keys.items() if first is not task}
         return len(old)
 
     def next_timer(self) -> float:

@@ -189,14 +189,35 @@ def test_tasks_that_wait_go_on_after_an_upgrade(empty_databases: NewDatabase, mo
                     "priority": task % 2,
                 },
             )
+        connection.execute("select setval('pgpark.task_task_id_seq', 4)")
+        connection.execute("update pgpark.task set tenant = 'a', idempotency_key = 'k' where task_id = 3")
+        connection.execute("insert into pgpark.submission_key select pool_id, 'k', 3 from pgpark.pool")
     migrated(dsn)
     with connected(dsn) as connection:
+        for tenant, reason in (("a", "duplicate"), ("b", None)):
+            again = connection.execute(
+                "select * from pgpark.park_submit('gpu', '4', 'low', tenant => %s, idempotency_key => 'k')", [tenant]
+            ).fetchone()
+            assert again is not None and again["reason"] == reason
+        assert connection.execute("select pgpark.park_cancel(%s)", [again["task_id"]]).rowcount == 1
         places = connection.execute("select sum(free)::int as free, count(*)::int as rows from pgpark.place").fetchall()
         assert places == [{"free": 67, "rows": 65}]
         started = connection.execute("select task_id, payload from pgpark.park_claim('gpu', 'w', 9)").fetchall()
         assert started == [{"task_id": 3, "payload": 3}]
         assert connection.execute("select pgpark.park_finish(1, 0)").fetchall() == [{"park_finish": True}]
         assert connection.execute("select task_id from pgpark.park_claim('gpu', 'w')").fetchall() == [{"task_id": 2}]
+
+
+def test_a_helper_that_no_release_makes_any_more_is_dropped(empty_databases: NewDatabase) -> None:
+    dsn = empty_databases()
+    migrated(dsn)
+    with connected(dsn) as connection:
+        connection.execute("create function pgpark._old(int) returns int language sql as 'select $1'")
+        connection.execute("delete from pgpark.migration where name = 'functions/stats.sql'")
+    migrated(dsn)
+    with connected(dsn) as connection:
+        left = connection.execute("select from pg_proc where proname = '_old'").rowcount
+        assert left == 0
 
 
 def test_a_pgmq_without_what_we_need_is_refused_naming_the_version(empty_databases: NewDatabase) -> None:
@@ -245,6 +266,8 @@ def test_the_released_migrations_are_unchanged() -> None:
         "migrations/0004_callbacks.sql": "68f20312ae3a93573409464c20295496e19a98d4671c5c49daf48b73e55823a2",
         "migrations/0005_parts.sql": "c95fc0bd7cdbbcb6489eb4e440a7a4593240cd49c45d6e5ab030223809a50655",
         "migrations/0006_flat.sql": "6afea7756fa006d53a1f2ae0a58f62830097dced0e4ddb633a5f264c29fef7ea",
+        "migrations/0007_access.sql": "2ccbf9e1479546274ae0040a5bb18ae6fdb7a752623981048361552e5578bebd",
+        "migrations/0008_horizon.sql": "4f87f0b6e78084a05fc0d401878d9dd2b00767d28a31bfe797ad9e18426b7b67",
     }
     found = {file.name: file.hash for file in migrate.sql_files() if file.runs_once}
     assert {name: found.get(name) for name in released} == released

@@ -40,7 +40,12 @@ select
   (select coalesce(json_agg(json_build_array(e.task_id, e."position", e.why)), '[]')
    from pgpark.park_explain(%(pool)s, 1000) e),
   (select to_json(s) from pgpark.park_stats(%(pool)s) s),
-  (select pgpark._used_units(p.pool_id) from pgpark.pool p where p.name = %(pool)s)
+  (select pgpark._used_units(p.pool_id) from pgpark.pool p where p.name = %(pool)s),
+  (select coalesce(json_object_agg(w.worker, w.units), '{}')
+   from (select y.worker, sum(y.units) as units
+         from pgpark.tally y join pgpark.pool p using (pool_id)
+         where p.name = %(pool)s and y.worker is not null
+         group by 1 having sum(y.units) <> 0) w)
 """
 RAISE_OFTEN = "create or replace function pgpark._stride() returns int language sql immutable as 'select 1'"
 NEXT_LAPSE = """
@@ -215,7 +220,7 @@ class Sides:
 
     def compare(self) -> None:
         parameters = {"begin": BEGIN, "pool": self.name, "ids": self.ids}
-        ((live, ended, explained, stats, booked),) = self.cursor.execute(OBSERVE, parameters).fetchall()
+        ((live, ended, explained, stats, booked, by_worker),) = self.cursor.execute(OBSERVE, parameters).fetchall()
         seen = {self.number(task): tuple(rest) for task, *rest in sorted(live)}
         outcomes = {self.number(task): tuple(rest) for task, *rest in sorted(ended)}
         self._learn({task: row[6] for task, row in seen.items()}, outcomes)
@@ -229,6 +234,8 @@ class Sides:
         wanted = self._stats()
         self.same("stats", {name: stats[name] for name in wanted}, wanted)
         self.same("units in use", booked, self.model.used())
+        workers = {task.worker for task in self.model.all(*HOLDING)}
+        self.same("units by worker", by_worker, {worker: self.model.used(worker=worker) for worker in workers})
 
     def _learn(self, run_at: dict[int, Any], outcomes: dict[int, Any]) -> None:
         """What the model leaves to the database: how much is taken off a backoff, and when a doomed task ends."""

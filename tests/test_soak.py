@@ -57,7 +57,7 @@ SABOTAGES: dict[str, dict[str, Sabotage]] = {
     "counts and closing": {
         "submits do not hold the entrance": (
             {"a submit beside a change that closes or lowers its pool", "accepted by a closed pool"},
-            [("_enter_pool", "perform pg_advisory_xact_lock_shared(1885826930, seen)", "null")],
+            [("_enter_pool", "execute 'lock table pgpark.door_' || seen.door || ' in row share mode'", "null")],
         ),
         "what ends gives back more units than it held": (
             {"pool over its units, own", "pool over its units, seen"},

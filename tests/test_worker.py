@@ -181,13 +181,22 @@ def test_processes_that_a_command_leaves_behind_end_with_it(db: Database, redire
     wait_for(lambda: not sleeping(marker), seconds=5)
 
 
-def test_a_command_does_not_see_the_database_password(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PGPARK_DSN", "secret")
-    monkeypatch.setenv("PGPASSWORD", "secret")
+def test_a_command_gets_of_the_environment_what_is_no_secret_or_was_named(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PGPARK_DSN", "PGPASSWORD", "OPENAI_API_KEY", "NVIDIA_API_KEY", "DATABASE_URL"):
+        monkeypatch.setenv(name, "secret")
+    for name in ("CUDA_VISIBLE_DEVICES", "LC_ALL", "MODEL"):
+        monkeypatch.setenv(name, "C")
     db.pool()
-    ((_, _, output),) = run_all(db, CommandExecutor("env"), [db.parked()])
+    ((_, _, output),) = run_all(db, CommandExecutor("env", ["MODEL"]), [db.parked()])
     assert "secret" not in output
-    assert "PGPARK_POOL=gpu" in output
+    assert {"PGPARK_POOL=gpu", "CUDA_VISIBLE_DEVICES=C", "LC_ALL=C", "MODEL=C"} <= set(output.splitlines())
+
+
+def test_a_variable_that_is_not_there_cannot_be_passed_on() -> None:
+    with pytest.raises(BadInputError, match="--exec-env NO_SUCH: there is no such variable"):
+        CommandExecutor("env", ["NO_SUCH"])
 
 
 # -- waking up -------------------------------------------------------------------------------------------------------

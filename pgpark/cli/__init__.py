@@ -19,7 +19,7 @@ import click
 import psycopg
 
 from pgpark import __version__
-from pgpark.cli import bench, config, database, mailbox, notifier, pools, show, tasks, work
+from pgpark.cli import access, bench, config, database, mailbox, notifier, pools, show, tasks, work
 from pgpark.cli.demo import demo
 from pgpark.cli.gpu import gpu
 from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line, translated
@@ -79,6 +79,9 @@ for _command in (
     notifier.notifier,
     work.worker,
     work.maintain,
+    access.grant,
+    access.revoke,
+    access.grants,
     gpu,
     bench.bench,
     demo,

@@ -35,6 +35,14 @@ from pgpark.worker import Worker, WorkerSettings, default_name
     help="Program that gets the payload as JSON on standard input.",
 )
 @click.option(
+    "--exec-env",
+    "environment",
+    envvar="PGPARK_WORKER_EXEC_ENV",
+    multiple=True,
+    metavar="NAME",
+    help="A variable that --exec gets beside paths, locale and devices; may be repeated.",
+)
+@click.option(
     "--units",
     type=click.IntRange(1, MOST_UNITS),
     help="This worker's own capacity (default: only the pool's). See also --concurrency.",
@@ -67,6 +75,7 @@ def worker(
     pool: str,
     handler: str | None,
     command: str | None,
+    environment: tuple[str, ...],
     units: int | None,
     concurrency: int,
     name: str | None,
@@ -78,7 +87,7 @@ def worker(
 ) -> None:
     """Run the tasks of a POOL until SIGTERM or SIGINT."""
     start_logging(verbose)
-    executor = _executor(handler, command)
+    executor = _executor(handler, command, environment)
     gc.freeze()  # what is loaded by now stays: a collection that looked through it took a tenth of a task's time
     with settings.database() as dsn:
         clean = Worker(
@@ -110,7 +119,7 @@ def maintain(settings: Settings, pool: str | None) -> None:
     print_rows(settings, [report], ("expired", "reclaimed", "promoted", "purged", "next_due"), "")
 
 
-def _executor(handler: str | None, command: str | None) -> Executor:
+def _executor(handler: str | None, command: str | None, environment: tuple[str, ...]) -> Executor:
     if handler is not None and command is not None:  # one on the command line wins over one from the environment
         typed = click.get_current_context().get_parameter_source
         if typed("handler") is not typed("command"):
@@ -118,6 +127,8 @@ def _executor(handler: str | None, command: str | None) -> Executor:
     if (handler is None) == (command is None):
         raise click.UsageError("give either --handler or --exec")
     if handler is not None:
+        if environment:
+            raise click.UsageError("--exec-env goes with --exec")
         return FunctionExecutor(load_handler(handler))
     assert command is not None
-    return CommandExecutor(command)
+    return CommandExecutor(command, environment)

@@ -27,8 +27,13 @@ begin
   freed := 0::bigint;
   if coalesce(cardinality(ids), 0) = 0 then
     return;
-  elsif exists (select from pool p where p.mailbox_table <> 'mailbox_messages') then
+  elsif exists (select from pool p where p.mailbox_table <> 'mailbox_messages' or p.max_payload_kb is not null) then
     perform pgpark._lock_storages(ids);
+    if results is not null then
+      select c.statuses, c.reasons, c.results
+      into statuses, reasons, results
+      from pgpark._within_limits(ids, statuses, reasons, results) c;
+    end if;
   end if;
   for ended in
     with outcome as (
@@ -56,15 +61,15 @@ begin
       join pool p using (pool_id)
     ),
     counted as (
-      insert into tally (pool_id, completed, failed, expired, dropped, units)
-      select e.pool_id,
+      insert into tally (pool_id, worker, completed, failed, expired, dropped, units)
+      select e.pool_id, e.worker,
              count(*) filter (where e.status = 'completed'),
              count(*) filter (where e.status = 'failed'),
              count(*) filter (where e.status = 'expired'),
              count(*) filter (where e.status = 'dropped'),
              -coalesce(sum(e.units) filter (where e.state not in ('parked', 'delayed')), 0)
       from ended e
-      group by e.pool_id
+      group by e.pool_id, e.worker
     )
     select e.pool_id, array_agg(e.msg_id) as msg_ids, array_agg(e.task_id) as task_ids,
            array_agg(e.ord::int) as places,
@@ -92,6 +97,38 @@ begin
       freed := ended.freed;
     end if;
     places := places || ended.places;
+  end loop;
+end
+$$;
+
+-- The same outcomes, but failed and without its result wherever that is larger than the pool takes. Such an attempt is the
+-- last: the next would most likely give as much.
+create or replace function pgpark._within_limits(ids bigint[], inout statuses text[], inout reasons text[],
+                                                 inout results jsonb[])
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  large record;
+begin
+  for large in
+    select o.ord, pgpark._json_kb(o.result) as kb, p.max_payload_kb
+    from unnest(ids, results) with ordinality as o (task_id, result, ord)
+    join task t on t.task_id = any (array[o.task_id])
+    join pool p using (pool_id)
+    where o.result is not null
+      and p.max_payload_kb is not null
+      and pgpark._json_kb(o.result) > p.max_payload_kb
+  loop
+    if statuses[large.ord] = 'completed' or reasons[large.ord] is null then
+      reasons[large.ord] := format('result too large: %s KiB, the pool takes %s (max_payload_kb)', large.kb,
+                                   large.max_payload_kb);
+    end if;
+    if statuses[large.ord] = 'completed' then
+      statuses[large.ord] := 'failed';
+    end if;
+    results[large.ord] := null;
   end loop;
 end
 $$;

@@ -30,6 +30,7 @@ begin
   lot.max_backoff_secs := coalesce(config #>> '{retry,max_backoff_secs}', '300')::double precision;
   lot.archive := coalesce((config ->> 'archive')::boolean, false);
   lot.mailbox_ttl_secs := (config #>> '{mailbox,ttl_secs}')::double precision;
+  lot.max_payload_kb := (config ->> 'max_payload_kb')::numeric::int;
   lot.notifier := pgpark._notifier(config);
   lot.cost_model := jsonb_strip_nulls(nullif(config -> 'cost_model', 'null'));
   lot.kept_in_memory := 'in_memory' in (config #>> '{queue,type}', config #>> '{mailbox,storage,type}') is true;
@@ -74,6 +75,7 @@ begin
       'max_attempts', lot.max_attempts, 'max_losses', lot.max_losses, 'backoff_secs', lot.backoff_secs,
       'backoff_factor', lot.backoff_factor, 'max_backoff_secs', lot.max_backoff_secs),
     'archive', lot.archive,
+    'max_payload_kb', lot.max_payload_kb,
     'cost_model', lot.cost_model,
     'queue', jsonb_build_object('type', lot.queue_type)
              || case lot.queue_type
@@ -126,6 +128,7 @@ as $$
     ('run_timeout_secs',       'number',  0.001, null, null),
     ('scheduling_slack_secs',  'number',  0, null, null),
     ('archive',                'boolean', null, null, null),
+    ('max_payload_kb',         'integer', 1, null, null),
     ('retry',                  'object',  null, null, null),
     ('retry.max_attempts',     'integer', 1, null, null),
     ('retry.max_losses',       'integer', 1, null, null),
@@ -268,7 +271,7 @@ set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  group_ text := coalesce(substring(_no_key.path from '^(.*)\.'), '');
+  group_ text := coalesce(substring(_no_key.path from '^(.*)[.]'), '');
   name text := substring(_no_key.path from '[^.]*$');
   others text[];
   nearest text;
@@ -277,7 +280,7 @@ begin
     select substring(k.path from '[^.]*$')
     from pgpark._config_keys() k
     where k.path not like '%*'
-      and coalesce(substring(k.path from '^(.*)\.'), '') = case when dotted then '' else group_ end);
+      and coalesce(substring(k.path from '^(.*)[.]'), '') = case when dotted then '' else group_ end);
   select o.other into nearest
   from unnest(others) with ordinality as o (other, ord)
   where not dotted

@@ -1,17 +1,19 @@
 -- Where the walks of a pool begin, and what is in use: why a claim costs the same however much runs, has run, or waits.
 -- Called by claims, which hold the pool's lock, and by whoever only reads. Keeps invariant 1 (capacity): docs/decisions/0015.
 --
--- Units in use are a sum over pgpark.tally: what starts appends its units, what ceases to run appends them with a minus,
--- in the transaction that changes its state. So they are exact at each commit, and nobody waits for anybody to count.
+-- Units in use, of all and of each worker, are a sum over pgpark.tally: what starts appends its units, what ceases to run
+-- appends them with a minus, in the transaction that changes its state. So they are exact at each commit, and nobody waits
+-- for anybody to count.
 --
 -- The index entries of tasks that started stay until vacuum takes them, for hours if some session keeps an old snapshot
 -- open, and a walk from the front would step over all of them. So each pool remembers floors: nothing live is below. A
 -- floor may be raised to the first live thing that is seen, but not past what somebody has yet to commit. Hence marks:
--- a mark is the last number given out, and a transaction id that is given out after it. Whoever writes tasks or tally
--- entries has a transaction id before it takes a number, so once no older transaction is open all numbers up to the
--- mark are in sight. Only transactions that write hold this up, not old snapshots. What waits again, with an old number or
--- an old deadline, says so in pgpark.returned, in its own transaction; until a claim has lowered the floors to it, whoever
--- else reads them takes them for naught.
+-- a mark is the last number given out, and a transaction id that is given out after it. Whoever writes tasks, tally
+-- entries or entries of pgpark.returned has a transaction id before it takes a number, so once no older transaction is open
+-- all numbers up to the mark are in sight. Times are given out in the same order: a deadline or a starting time is later than
+-- the moment of its submit, which comes after its transaction id. Only transactions that write hold this up, not old
+-- snapshots. What waits again, with an old number or an old deadline, says so in pgpark.returned, in its own transaction;
+-- until a claim has lowered the floors to it, whoever else reads them takes them for naught.
 
 -- How far a walk may come from its floor before that is raised.
 create or replace function pgpark._stride() returns int
@@ -20,23 +22,25 @@ as $$
   select 1000;
 $$;
 
--- The floors of a pool, by priority, and up to when its deadlines are done.
+-- The floors of a pool, by priority, and up to when its deadlines and its delayed tasks are done.
 create or replace function pgpark._floors(pool_id int, out tag_floors double precision[], out task_floors bigint[],
-                                          out expired_to timestamptz)
+                                          out expired_to timestamptz, out due_to timestamptz)
 language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  floor_ bigint;
 begin
-  if exists (select from returned r where r.pool_id = _floors.pool_id) then
+  select f.tag_floors, f.task_floors, f.expired_to, f.due_to, f.returned_floor
+  into tag_floors, task_floors, expired_to, due_to, floor_
+  from front f
+  where f.pool_id = _floors.pool_id;
+  if exists (select from returned r where r.pool_id = _floors.pool_id and r.entry_id > floor_) then
     tag_floors := '{0,0,0,0}';
     task_floors := '{0,0,0,0}';
     expired_to := timestamptz 'epoch';
-  else
-    select f.tag_floors, f.task_floors, f.expired_to
-    into tag_floors, task_floors, expired_to
-    from front f
-    where f.pool_id = _floors.pool_id;
+    due_to := timestamptz 'epoch';
   end if;
 end
 $$;
@@ -71,8 +75,8 @@ as $$
 declare
   floor_ bigint := (select f.entry_floor from front f where f.pool_id = _fold_tally.pool_id);
 begin
-  if (select count(*) < 40 from (select from tally y
-                                 where y.pool_id = _fold_tally.pool_id and y.entry_id > floor_ limit 40) few) then
+  if not (select pgpark._are_many(count(*), count(distinct y.worker)) from tally y
+          where y.pool_id = _fold_tally.pool_id and y.entry_id > floor_) then
     return;
   end if;
   with folding as (
@@ -82,11 +86,25 @@ begin
       where y.pool_id = _fold_tally.pool_id and y.entry_id > floor_ limit 10000 for update skip locked))
     returning y.*
   )
-  insert into tally (pool_id, units, completed, failed, expired, dropped, retried)
-  select f.pool_id, sum(f.units), sum(f.completed), sum(f.failed), sum(f.expired), sum(f.dropped), sum(f.retried)
+  insert into tally (pool_id, worker, units, completed, failed, expired, dropped, retried)
+  select f.pool_id, null, coalesce(sum(f.units) filter (where f.worker is null), 0), sum(f.completed), sum(f.failed),
+         sum(f.expired), sum(f.dropped), sum(f.retried)
   from folding f
-  group by f.pool_id;
+  group by f.pool_id
+  union all
+  select f.pool_id, f.worker, sum(f.units), 0, 0, 0, 0, 0
+  from folding f
+  where f.worker is not null
+  group by f.pool_id, f.worker
+  having sum(f.units) <> 0;
 end
+$$;
+
+-- Whether so many tally rows, of so many workers, are worth folding: it leaves one row, and one for each busy worker.
+create or replace function pgpark._are_many(entries bigint, workers bigint) returns boolean
+language sql immutable
+as $$
+  select entries > 40 + 2 * workers;
 $$;
 
 -- Lowers the floors to what waits again. The caller holds the pool's lock.
@@ -95,15 +113,18 @@ language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  floor_ bigint := (select f.returned_floor from front f where f.pool_id = _lower_floors.pool_id);
 begin
-  if not exists (select from returned r where r.pool_id = _lower_floors.pool_id) then
+  if not exists (select from returned r where r.pool_id = _lower_floors.pool_id and r.entry_id > floor_) then
     return;
   end if;
   with returning_ as (
-    delete from returned r where r.pool_id = _lower_floors.pool_id returning r.task_id
+    delete from returned r where r.pool_id = _lower_floors.pool_id and r.entry_id > floor_ returning r.task_id
   ),
   due as (
-    select min(t.deadline) - interval '1 microsecond' as earliest
+    select min(t.deadline) - interval '1 microsecond' as deadline,
+           min(t.run_at) - interval '1 microsecond' as run_at
     from returning_ r
     join task t using (task_id)
     where t.state in ('parked', 'delayed')
@@ -125,7 +146,8 @@ begin
   update front f
   set tag_floors = n.tags,
       task_floors = n.ids,
-      expired_to = least(f.expired_to, d.earliest)
+      expired_to = least(f.expired_to, d.deadline),
+      due_to = least(f.due_to, d.run_at)
   from due d, (
     select array_agg(case when w.sinks then l.tags[p] else c.tag_floors[p] end order by p) as tags,
            array_agg(case when w.sinks then l.ids[p] else c.task_floors[p] end order by p) as ids
@@ -134,7 +156,7 @@ begin
     where c.pool_id = _lower_floors.pool_id
   ) n
   where f.pool_id = _lower_floors.pool_id
-    and (n.ids <> f.task_floors or d.earliest < f.expired_to);
+    and (n.ids <> f.task_floors or d.deadline < f.expired_to or d.run_at < f.due_to);
 end
 $$;
 
@@ -148,6 +170,7 @@ begin
   update front f
   set next_lapse = 'epoch',
       expired_to = 'epoch',
+      due_to = 'epoch',
       tag_floors = '{0,0,0,0}',
       task_floors = '{0,0,0,0}'
   where f.pool_id = _reset_front.pool_id;
@@ -177,12 +200,13 @@ as $$
 declare
   last_entry bigint := coalesce(pg_sequence_last_value('pgpark.tally_entry_id_seq'), 0);
   last_task bigint := coalesce(pg_sequence_last_value('pgpark.task_task_id_seq'), 0);
+  last_returned bigint := coalesce(pg_sequence_last_value('pgpark.returned_entry_id_seq'), 0);
 begin
   if not (select pgpark._all_in_sight(m.xmin) from mark m where m.pool_id = lot.pool_id) then
     return;
   end if;
   update front f
-  set expired_to = greatest(f.expired_to, least(now_ - interval '1 minute', (
+  set expired_to = greatest(f.expired_to, least(m.marked_at, (
         select t.deadline - interval '1 microsecond'
         from task t
         where t.pool_id = lot.pool_id
@@ -191,12 +215,27 @@ begin
           and t.deadline > f.expired_to
         order by t.deadline
         limit 1))),
+      due_to = greatest(f.due_to, least(m.marked_at, (
+        select t.run_at - interval '1 microsecond'
+        from task t
+        where t.pool_id = lot.pool_id
+          and t.state = 'delayed'
+          and t.run_at > f.due_to
+        order by t.run_at
+        limit 1))),
       entry_floor = least(m.entry_id, (
         select y.entry_id - 1
         from tally y
         where y.pool_id = lot.pool_id
           and y.entry_id > f.entry_floor
         order by y.entry_id
+        limit 1)),
+      returned_floor = least(m.returned_id, (
+        select r.entry_id - 1
+        from returned r
+        where r.pool_id = lot.pool_id
+          and r.entry_id > f.returned_floor
+        order by r.entry_id
         limit 1)),
       -- The turns of a fair pool do not rise with the numbers of its tasks: its floors stay where they are.
       tag_floors = case lot.fairness when 'fifo' then n.tags else f.tag_floors end,
@@ -220,7 +259,12 @@ begin
     and m.pool_id = lot.pool_id
     and o.pool_id = lot.pool_id;
   begin  -- a subtransaction has a transaction id of its own: later than the last numbers, which were read before
-    update mark m set entry_id = last_entry, task_id = last_task where m.pool_id = lot.pool_id;
+    update mark m
+    set entry_id = last_entry,
+        task_id = last_task,
+        returned_id = last_returned,
+        marked_at = now_
+    where m.pool_id = lot.pool_id;
   exception
     when sqlstate 'PP002' then  -- which nobody raises
       null;

@@ -66,14 +66,15 @@ begin
 end
 $$;
 
--- Books what tasks take that start: units, of which their sum is given, of a tenant's share, and of the waiting places. The
+-- Books what tasks take that start on a worker: units, of which their sum is given, of a tenant's share, and of the waiting places. The
 -- last past_head of them start past a head.
-create or replace function pgpark._book_start(lot pgpark.pool, ids bigint[], units bigint, past_head int) returns void
+create or replace function pgpark._book_start(lot pgpark.pool, worker text, ids bigint[], units bigint, past_head int)
+returns void
 language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 begin
-  insert into tally (pool_id, units) values (lot.pool_id, _book_start.units);
+  insert into tally (pool_id, worker, units) values (lot.pool_id, _book_start.worker, _book_start.units);
   if lot.fairness = 'tenant' then
     perform pgpark._serve(lot, ids, past_head);
   end if;

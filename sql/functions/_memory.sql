@@ -67,7 +67,7 @@ begin
   if not pool.kept_in_memory or exists (select from memory m where m.pool_id = pool.pool_id) then
     return 0;
   end if;
-  perform pgpark._lock_entrance(pool.pool_id, alone => false);  -- it is neither moved nor dropped from here on
+  perform pgpark._lock_entrance(pool.door, alone => false);  -- it is neither moved nor dropped from here on
   select p.* into lot from pool p where p.pool_id = _recall.pool.pool_id;
   if not found then
     return 0;

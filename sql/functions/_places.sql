@@ -41,7 +41,7 @@ begin
       taken := 0;
   end;
   -- One at a time waits, so that no two wait for each other: others may hold rows, but wait for nothing.
-  perform pgpark._lock_depth(_take_places.pool_id);
+  perform pgpark._latch(_take_places.pool_id, 'depth');
   loop
     taken := taken + pgpark._grab_places(_take_places.pool_id, wanted - taken);
     exit when taken = wanted;

@@ -57,7 +57,9 @@ language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
 declare
-  names text := (select string_agg(p.name, ', ' order by p.name) from (select pool.name from pool order by 1 limit 20) p);
+  names text := (
+    select string_agg(p.name, ', ' order by p.name)
+    from (select pool.name from pool where pgpark._may(pgpark._kinds(), pool.name, '{}') order by 1 limit 20) p);
 begin
   raise exception 'unknown pool %', coalesce(quote_literal(_unknown_pool.name), 'NULL')
     using errcode = '42704',
@@ -83,31 +85,6 @@ begin
     perform pgpark._unknown_pool(_lock_pool.name);
   end if;
   return lot;
-end
-$$;
-
--- Submitters of a pool hold this shared until they commit; who closes, shrinks or drops the pool holds it alone,
--- and so sees every task that was accepted before. A row lock would do the same but writes to the pool's row.
-create or replace function pgpark._lock_entrance(pool_id int, alone boolean) returns void
-language plpgsql
-set search_path = pgpark, pg_temp
-as $$
-begin
-  if alone then
-    perform pg_advisory_xact_lock(1885826930, pool_id);
-  else
-    perform pg_advisory_xact_lock_shared(1885826930, pool_id);
-  end if;
-end
-$$;
-
--- Batches that find too few places in a pool take turns: functions/_places.sql.
-create or replace function pgpark._lock_depth(pool_id int) returns void
-language plpgsql
-set search_path = pgpark, pg_temp
-as $$
-begin
-  perform pg_advisory_xact_lock(1885826931, pool_id);
 end
 $$;
 
@@ -157,6 +134,13 @@ create or replace function pgpark._secs(secs double precision) returns interval
 language sql immutable
 as $$
   select make_interval(secs => secs);
+$$;
+
+-- KiB that a value takes as JSON text, rounded up.
+create or replace function pgpark._json_kb(value jsonb) returns int
+language sql immutable
+as $$
+  select ((octet_length(value::text) + 1023) / 1024)::int;
 $$;
 
 -- Tells whoever listens that a task of this pool may now start. message: '' for that, 'cancel' when a running task

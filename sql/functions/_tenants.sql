@@ -31,7 +31,8 @@ as $$
   select (-one.priority, one.start_tag, one.task_id) < (-other.priority, other.start_tag, other.task_id);
 $$;
 
--- Puts running tasks back in their old place, after a lease that lapsed (lost = 1) or a release (lost = 0).
+-- Puts running tasks back in their old place, after a lease that lapsed (lost = 1) or a release (lost = 0). The caller holds
+-- the locks of their rows.
 create or replace function pgpark._park_again(lot pgpark.pool, ids bigint[], lost int) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -50,14 +51,15 @@ begin
         start_tag = case lot.fairness when 'tenant' then t.start_tag else 0 end,
         share = case lot.fairness when 'tenant' then coalesce(t.tenant, '') end,
         lane = pgpark._lane(lot.pool_id, t.tenant)
-    where t.task_id = any (ids)
+    from (select k.task_id, k.worker from task k where k.task_id = any (ids)) held  -- which the caller has locked
+    where t.task_id = any (array[held.task_id])
       and pgpark._runs(t.state)
       and t.state <> 'cancelling'
-    returning t.task_id, t.units
+    returning t.task_id, t.units, held.worker
   ),
   freed as (
-    insert into tally (pool_id, units)
-    select lot.pool_id, -sum(a.units) from again a having count(*) > 0
+    insert into tally (pool_id, worker, units)
+    select lot.pool_id, a.worker, -sum(a.units) from again a group by a.worker
   ),
   back as (
     insert into returned (pool_id, task_id) select lot.pool_id, a.task_id from again a
@@ -177,12 +179,13 @@ create or replace function pgpark._lock_tenants(pool_id int, tenants text[]) ret
 language plpgsql
 set search_path = pgpark, pg_temp
 as $$
-#variable_conflict use_column
+declare
+  name text collate "C";
 begin
   -- One order for everybody, so that two batches cannot deadlock.
-  perform pg_advisory_xact_lock(1885826933, k.key)
-  from (select distinct hashtext(_lock_tenants.pool_id || ' ' || n.tenant) as key from unnest(tenants) as n (tenant)
-        order by 1) k;
+  for name in select distinct 'tenant ' || n.tenant collate "C" from unnest(tenants) as n (tenant) order by 1 loop
+    perform pgpark._latch(_lock_tenants.pool_id, name);
+  end loop;
 end
 $$;
 
@@ -208,7 +211,8 @@ begin
 end
 $$;
 
--- Forgets tenants whose turn comes at once anyway: virtual time has passed their finish tag.
+-- Forgets tenants whose turn comes at once anyway: virtual time has passed their finish tag. With them the latches of
+-- tenants that have nothing parked.
 create or replace function pgpark._forget_service(pool_id int) returns void
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -229,6 +233,16 @@ begin
                          and f.finish_tag <= class.reached
     limit 1000
     for update of f skip locked);
+  delete from latch l
+  where (l.pool_id, l.name) in (
+    select g.pool_id, g.name
+    from latch g
+    where g.pool_id = _forget_service.pool_id
+      and g.name like 'tenant %'
+      and not exists (select from task t
+                      where t.pool_id = g.pool_id and t.state = 'parked' and t.share = substr(g.name, 8))
+    limit 1000
+    for update skip locked);
 end
 $$;
 

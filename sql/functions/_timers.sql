@@ -47,6 +47,7 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
+  done timestamptz := (select f.due_to from pgpark._floors(lot.pool_id) f);
   due bigint[];
   tags double precision[];
 begin
@@ -55,6 +56,7 @@ begin
     from task t
     where t.pool_id = lot.pool_id
       and t.state = 'delayed'
+      and t.run_at > done
       and t.run_at <= now_
     order by t.run_at, t.task_id
     limit bite
@@ -170,7 +172,8 @@ begin
 end
 $$;
 
--- Puts those of these running tasks that have attempts left into their backoff, and returns their ids.
+-- Puts those of these running tasks that have attempts left into their backoff, and returns their ids. The caller holds the
+-- locks of their rows.
 create or replace function pgpark._retry(ids bigint[], now_ timestamptz) returns bigint[]
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -194,17 +197,17 @@ begin
         worker = null,
         lease_until = null,
         run_until = null
-    from pool p
-    where t.task_id = any (ids)
+    from pool p, (select k.task_id, k.worker from task k where k.task_id = any (ids)) held
+    where t.task_id = any (array[held.task_id])
       and pgpark._runs(t.state)
       and t.state <> 'cancelling'
       and p.pool_id = t.pool_id
       and t.failures + 1 < p.max_attempts
-    returning t.task_id, t.pool_id, t.units
+    returning t.task_id, t.pool_id, t.units, held.worker
   ),
   counted as (
-    insert into tally (pool_id, retried, units)
-    select a.pool_id, count(*), -sum(a.units) from again a group by a.pool_id
+    insert into tally (pool_id, worker, retried, units)
+    select a.pool_id, a.worker, count(*), -sum(a.units) from again a group by a.pool_id, a.worker
   ),
   back as (
     insert into returned (pool_id, task_id) select a.pool_id, a.task_id from again a
@@ -236,13 +239,14 @@ as $$
 #variable_conflict use_column
 declare
   next_lapse timestamptz := (select f.next_lapse from front f where f.pool_id = lot.pool_id);
-  done timestamptz := (select f.expired_to from pgpark._floors(lot.pool_id) f);
+  done record := pgpark._floors(lot.pool_id);
   used bigint := pgpark._used_units(lot.pool_id);
 begin
   return least(
     (select min(t.deadline) from task t
-     where t.pool_id = lot.pool_id and t.state in ('parked', 'delayed') and t.deadline > done),
-    (select min(t.run_at) from task t where t.pool_id = lot.pool_id and t.state = 'delayed'),
+     where t.pool_id = lot.pool_id and t.state in ('parked', 'delayed') and t.deadline > done.expired_to),
+    (select min(t.run_at) from task t
+     where t.pool_id = lot.pool_id and t.state = 'delayed' and t.run_at > done.due_to),
     case when used = 0 then null
          when next_lapse > now_ then next_lapse
          else (select min(t.lease_until) from task t

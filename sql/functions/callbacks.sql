@@ -40,6 +40,7 @@ $$;
 create or replace function pgpark.park_callbacks(max_callbacks int default 10, pool text default null)
 returns setof pgpark.callback
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -55,6 +56,9 @@ begin
   if coalesce(max_callbacks, 0) < 1 then
     raise exception 'max_callbacks must be at least 1, not %', coalesce(max_callbacks::text, 'NULL')
       using errcode = '22023';
+  elsif pgpark._is_stranger() then
+    perform pgpark._require(array['worker'], park_callbacks.pool, '{}', 'deliver callbacks'
+                            || coalesce(' of pool ' || quote_literal(park_callbacks.pool), ''));
   end if;
   -- The longest due of each pool, pools in turns; what somebody else holds is passed over.
   due := array(
@@ -138,6 +142,7 @@ create or replace function pgpark.park_callback_done(
   retry_after_secs double precision default null)
 returns text
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -152,6 +157,15 @@ declare
   waiting record;
   attempts_allowed int;
 begin
+  if pgpark._is_stranger() and not pgpark._may(
+    array['worker'],
+    coalesce((select q.message ->> 'pool' from pgmq.q_pgpark_outbox q where q.msg_id = park_callback_done.callback_id),
+             (select q.message ->> 'pool' from pgmq.q_pgpark_dead_letters q
+              where q.msg_id = park_callback_done.callback_id), ''),
+    '{}'
+  ) then
+    return 'unknown';
+  end if;
   select q.msg_id, q.read_ct, q.message ->> 'pool' as pool into waiting
   from pgmq.q_pgpark_outbox q
   where q.msg_id = park_callback_done.callback_id
@@ -201,6 +215,7 @@ $$;
 
 create or replace function pgpark.park_callbacks_due() returns table (pool text, due timestamptz)
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -226,7 +241,10 @@ begin
       limit 1
     ) following
   )
-  select w.pool, w.due from waiting w;
+  select w.pool, w.due
+  from waiting w
+  where not pgpark._is_stranger()
+     or pgpark._may(array['reader', 'worker'], w.pool, '{}');
 end
 $$;
 
@@ -237,10 +255,12 @@ being delivered: the end of its lease).';
 create or replace function pgpark.park_dead_letters(pool text default null, max_letters int default 50)
 returns setof pgpark.dead_letter
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 begin
+  perform pgpark._require('{}', null, '{}', 'see dead letters');
   if coalesce(max_letters, 0) < 1 then
     raise exception 'max_letters must be at least 1, not %', coalesce(max_letters::text, 'NULL')
       using errcode = '22023';
@@ -265,6 +285,7 @@ park_retry_callbacks or pgmq.purge_queue(''pgpark_dead_letters''), also when the
 create or replace function pgpark.park_retry_callbacks(callback_ids bigint[] default null, pool text default null)
 returns int
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
@@ -272,6 +293,7 @@ declare
   now_ timestamptz := pgpark._now();
   retried int;
 begin
+  perform pgpark._require('{}', null, '{}', 'retry callbacks');
   with risen as (
     delete from pgmq.q_pgpark_dead_letters q
     where (park_retry_callbacks.callback_ids is null or q.msg_id = any (park_retry_callbacks.callback_ids))
@@ -354,7 +376,7 @@ as $$
     else (
       select string_agg(
                case when c.letter ~ '[-A-Za-z0-9._~]' then c.letter
-                    else upper(regexp_replace(encode(convert_to(c.letter, 'UTF8'), 'hex'), '(..)', '%\1', 'g')) end,
+                    else upper(regexp_replace(encode(convert_to(c.letter, 'UTF8'), 'hex'), '(..)', E'%\\1', 'g')) end,
                '' order by c.ord)
       from regexp_split_to_table(part, '') with ordinality as c (letter, ord))
   end;

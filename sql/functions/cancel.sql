@@ -2,6 +2,7 @@
 
 create or replace function pgpark.park_cancel(task_id bigint, reason text default 'cancelled') returns text
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -15,6 +16,9 @@ declare
   why text := coalesce(park_cancel.reason, 'cancelled');
 begin
   perform pgpark._require_read_committed();
+  if pgpark._is_stranger() and not pgpark._may_on(array['producer'], park_cancel.task_id) then
+    return 'unknown';
+  end if;
   select t.* into live from task t where t.task_id = park_cancel.task_id for update;
   if not found then
     return case when exists (select from mailbox m where m.task_id = park_cancel.task_id)

@@ -17,10 +17,14 @@ create or replace function pgpark.park_claim(
 returns table (task_id bigint, attempt int, payload jsonb, priority text, units int, tenant text, user_id text,
                session_id text, deadline timestamptz, created_at timestamptz)
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 begin
+  if pgpark._is_stranger() then
+    perform pgpark._require_pool('worker', park_claim.pool, 'claim from');
+  end if;
   return query
   select * from pgpark._claim(park_claim.pool, park_claim.worker, park_claim.max_tasks, park_claim.max_units, null);
 end
@@ -31,7 +35,7 @@ comment on function pgpark.park_claim is
 max_units: the whole capacity of this worker in units; what it holds already counts against it (null: only the
 pool''s capacity counts). Returns the started tasks, each with a lease of the pool''s lease_secs that park_heartbeat
 renews; payload is what was submitted; attempt goes into park_finish. No rows: nothing may start now.
-Also does what time has made due in the pool. Errors: 22023, 42704, 25001.';
+Also does what time has made due in the pool. Errors: 22023, 42704, 25001, 42501.';
 
 -- park_claim, and the second half of park_next: freed, units that the transaction has freed in this pool and has told
 -- nobody of; null where it has not.
@@ -127,7 +131,7 @@ begin
       join task t on t.task_id = any (array[c.task_id]);
     end if;
     if found_ > 0 then
-      perform pgpark._book_start(lot, chosen.ids, chosen.units, chosen.past_head);
+      perform pgpark._book_start(lot, _claim.worker, chosen.ids, chosen.units, chosen.past_head);
       any_started := true;
       looked.used := looked.used + chosen.units;
       slots := slots - found_;
@@ -151,7 +155,7 @@ begin
   if greatest(reach, looked.reach) > pgpark._stride() then
     perform pgpark._raise_floors(lot, now_);
   end if;
-  if looked.entries > 40 then
+  if pgpark._are_many(looked.entries, looked.workers) then
     perform pgpark._fold_tally(lot.pool_id);
   end if;
   if not looked.seen then
@@ -213,7 +217,8 @@ $$;
 create or replace function pgpark._look(lot pgpark.pool, now_ timestamptz, worker text, worker_units int,
                                         out due boolean, out used bigint, out held bigint, out seen boolean,
                                         out tag_floors double precision[], out task_floors bigint[],
-                                        out entries int, out reach bigint, out narrow boolean)
+                                        out entries int, out workers int, out reach bigint,
+                                        out narrow boolean)
 language plpgsql stable
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -225,32 +230,32 @@ as $$
 #variable_conflict use_column
 begin
   select f.next_lapse <= now_
-         or exists (select from returned r where r.pool_id = lot.pool_id)
+         or exists (select from returned r where r.pool_id = lot.pool_id and r.entry_id > f.returned_floor)
          or exists (select from task t
                     where t.pool_id = lot.pool_id and t.state in ('parked', 'delayed')
                       and t.deadline > f.expired_to and t.deadline <= now_)
          or exists (select from task t
-                    where t.pool_id = lot.pool_id and t.state = 'delayed' and t.run_at <= now_),
-         y.units, f.tag_floors, f.task_floors, y.entries, y.last_entry - f.entry_floor,
+                    where t.pool_id = lot.pool_id and t.state = 'delayed'
+                      and t.run_at > f.due_to and t.run_at <= now_),
+         y.units, case when worker_units is not null then y.held end, f.tag_floors, f.task_floors, y.entries, y.workers,
+         y.last_entry - f.entry_floor,
          exists (select from worker w
                  where w.pool_id = lot.pool_id
                    and w.worker = _look.worker
                    and w.max_units is not distinct from worker_units
                    and w.seen_at > now_ - interval '5 seconds'),
          exists (select from worker w where w.pool_id = lot.pool_id and w.max_units is not null)
-  into due, used, tag_floors, task_floors, entries, reach, seen, narrow
+  into due, used, held, tag_floors, task_floors, entries, workers, reach, seen, narrow
   from front f
   cross join lateral (
-    select coalesce(sum(y.units), 0)::bigint as units, count(*)::int as entries, max(y.entry_id) as last_entry
+    select coalesce(sum(y.units), 0)::bigint as units,
+           coalesce(sum(y.units) filter (where y.worker = _look.worker), 0)::bigint as held,
+           count(*)::int as entries, count(distinct y.worker)::int as workers, max(y.entry_id) as last_entry
     from tally y
     where y.pool_id = lot.pool_id
       and y.entry_id > f.entry_floor
   ) y
   where f.pool_id = lot.pool_id;
-  if worker_units is not null then
-    held := (select coalesce(sum(t.units), 0) from task t
-             where t.pool_id = lot.pool_id and t.state in ('running', 'cancelling') and t.worker = _look.worker);
-  end if;
 end
 $$;
 

@@ -26,6 +26,7 @@ as $$
     ('run_timeout_secs', 'A task that runs for more seconds is stopped, and has failed.', null, '600'),
     ('scheduling_slack_secs', 'A task whose deadline is fewer seconds away is refused at once.', '0', '0.5'),
     ('archive', 'Keep the messages of finished tasks in the archive of pgmq instead of deleting them.', 'false', 'true'),
+    ('max_payload_kb', 'The most KiB that a payload or a result may take as JSON.', null, '1024'),
     ('retry', 'What happens after a failed attempt, or a lost worker.', null, null),
     ('retry.max_attempts', 'How often a task may be tried before a failure is final.', '1', '3'),
     ('retry.max_losses', 'How many workers a task may lose before it is dropped.', '3', '5'),
@@ -74,6 +75,7 @@ $$;
 
 create or replace function pgpark.park_config_schema() returns json
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 as $$
 begin
@@ -94,8 +96,8 @@ begin
       'variables', json_build_object(
         'description', 'A variable of the environment, such as ${GPU_UNITS} or ${GPU_UNITS:-24}.',
         'type', 'string',
-        'pattern', '^(\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\})+$'),
-      'text_with_variables', json_build_object('type', 'string', 'pattern', '\$\{')));
+        'pattern', E'^(\\$\\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\\})+$'),
+      'text_with_variables', json_build_object('type', 'string', 'pattern', E'\\$\\{')));
 end
 $$;
 
@@ -129,7 +131,7 @@ begin
   into members, rules
   from pgpark._config_keys() with ordinality k
   where k.path not like '%*'
-    and coalesce(substring(k.path from '^(.*)\.'), '') = _schema_of_group.group_;
+    and coalesce(substring(k.path from '^(.*)[.]'), '') = _schema_of_group.group_;
   return json_strip_nulls(json_build_object(
     'type', 'object',
     'required', case when cardinality(required) > 0 then to_json(required) end,
@@ -170,7 +172,7 @@ begin
       when 'queue' then '^[a-z0-9_]{1,47}$'
       when 'table' then '^[a-z_][a-z0-9_]{0,62}$'
       when 'header' then '^[!-~]([ -~]*[!-~])?$'
-      when 'url' then '^https?://[^\s/?#@]+(/[^\s?#]*)?$' end))
+      when 'url' then E'^https?://[^\\s/?#@]+(/[^\\s?#]*)?$' end))
   end;
   return json_strip_nulls(json_build_object(
     'description', given.description,

@@ -11,12 +11,18 @@
 
 create or replace function pgpark.park_llm_units(pool text, prompt_tokens int, max_tokens int) returns int
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 as $$
 declare
-  lot pgpark.pool := pgpark._pool(park_llm_units.pool);
+  lot pgpark.pool;
   rate record;
 begin
+  if pgpark._is_stranger() then
+    perform pgpark._require(pgpark._kinds(), park_llm_units.pool, '{}',
+                            format('ask for units of pool %L', park_llm_units.pool));
+  end if;
+  lot := pgpark._pool(park_llm_units.pool);
   select r.* into rate from pgpark._llm_rate(lot.cost_model) r;
   return pgpark._llm_charge(lot.name, rate.fixed_bytes, rate.token_bytes, rate.block_tokens, rate.most_tokens,
                             rate.unit_bytes, prompt_tokens, max_tokens, null);
@@ -28,11 +34,12 @@ comment on function pgpark.park_llm_units is
 With model_vram_gb, in GiB: ceil(model_vram_gb + kv_per_token_mb * tokens / 1024). With num_hidden_layers, in units of
 unit_mb MiB: the KV cache of the tokens, rounded up to blocks of block_tokens, and then to units; the weights are
 charged once, in max_units. See park_llm_capacity.
-Errors: 22023 (no cost model, negative tokens, more units than any pool can have), 42704.';
+Errors: 22023 (no cost model, negative tokens, more units than any pool can have), 42704, 42501.';
 
 create or replace function pgpark.park_llm_capacity(cost_model jsonb)
 returns table (bytes_per_token numeric, max_units int, max_tokens bigint)
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column

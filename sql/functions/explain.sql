@@ -3,6 +3,7 @@
 create or replace function pgpark.park_explain(pool text, max_tasks int default 20)
 returns table (task_id bigint, "position" int, why text)
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -12,20 +13,27 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
-  lot pgpark.pool := pgpark._pool(park_explain.pool);
+  lot pgpark.pool;
   candidate record;
   explained int := 0;
   ahead int := 0;  -- in line
   now_ timestamptz := pgpark._now();
-  free bigint := lot.max_units - pgpark._used_units(lot.pool_id);
-  largest bigint := pgpark._largest_worker(lot, now_);
+  free bigint;
+  largest bigint;
   head_found boolean := false;
   passes int := 0;
   looked int := 0;  -- tasks seen behind the head
 begin
+  if pgpark._is_stranger() then
+    perform pgpark._require(array['reader', 'worker'], park_explain.pool, '{}',
+                            format('see what waits in pool %L', park_explain.pool));
+  end if;
+  lot := pgpark._pool(park_explain.pool);
   if coalesce(max_tasks, 0) < 1 then
     raise exception 'max_tasks must be at least 1, not %', coalesce(max_tasks::text, 'NULL') using errcode = '22023';
   end if;
+  free := lot.max_units - pgpark._used_units(lot.pool_id);
+  largest := pgpark._largest_worker(lot, now_);
   for candidate in
     select c.*, (row_number() over (partition by c.tenant, c.in_line
                                     order by c.priority desc, c.start_tag, c.task_id) - 1)::int as own_ahead
@@ -95,7 +103,7 @@ comment on function pgpark.park_explain is
 'For the first parked tasks of a pool in rank order, then for delayed ones: task_id, position (how many are ahead; null
 for delayed) and why it is not running: may start (a free worker will take it), no units (the head, or a task that does
 not fit either), held for head, worker capacity (the pool has room, no live worker has), delayed, paused.
-Errors: 22023, 42704.';
+Errors: 22023, 42704, 42501.';
 
 -- The most that one task could get on the live worker with the most room; null when no worker sets a limit.
 create or replace function pgpark._largest_worker(lot pgpark.pool, now_ timestamptz) returns bigint
@@ -106,12 +114,15 @@ as $$
 begin
   return (
     select case when bool_and(w.max_units is not null)
-                then max(w.max_units - case when w.max_units is not null then coalesce((
-                           select sum(t.units) from task t
-                           where t.pool_id = lot.pool_id
-                             and t.state in ('running', 'cancelling')
-                             and t.worker = w.worker), 0) end) end
+                then max(w.max_units - coalesce(h.units, 0)) end
     from worker w
+    left join lateral (
+      select sum(y.units) as units
+      from tally y
+      where y.pool_id = lot.pool_id
+        and y.worker = w.worker
+        and y.entry_id > (select f.entry_floor from front f where f.pool_id = lot.pool_id)
+    ) h on true
     where w.pool_id = lot.pool_id
       and w.seen_at > now_ - greatest(pgpark._secs(lot.lease_secs), interval '1 minute'));
 end

@@ -9,11 +9,14 @@ create or replace function pgpark.park_finish(
   reason text default null)
 returns boolean
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 begin
   if park_finish.status not in ('completed', 'failed', 'dropped') then
     perform pgpark._refuse_element(pgpark._bad_status(park_finish.status), null);
+  elsif pgpark._is_stranger() and not pgpark._may_on(array['worker'], park_finish.task_id) then
+    return false;
   end if;
   return cardinality((pgpark._finish(
     array[park_finish.task_id], array[park_finish.attempt], array[coalesce(park_finish.status, 'completed')],
@@ -30,6 +33,7 @@ completed is dropped with the reason of the cancel. Errors: 22023, 25001.';
 create or replace function pgpark.park_finish_many(outcomes jsonb)
 returns table (task_id bigint, accepted boolean)
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
@@ -38,7 +42,8 @@ declare
   ended record;
 begin
   given := pgpark._read_outcomes(outcomes);
-  ended := pgpark._finish(given.ids, given.attempts, given.statuses, given.results, given.reasons);
+  ended := pgpark._finish(case when pgpark._is_stranger() then pgpark._own(array['worker'], given.ids) else given.ids end,
+                          given.attempts, given.statuses, given.results, given.reasons);
   return query
   select i.id, i.ord = any (ended.accepted)
   from unnest(given.ids) with ordinality as i (id, ord)
@@ -60,6 +65,7 @@ create or replace function pgpark.park_next(
 returns table (task_id bigint, attempt int, payload jsonb, priority text, units int, tenant text, user_id text,
                session_id text, deadline timestamptz, created_at timestamptz, fenced boolean)
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 set lock_timeout = '500ms'
 set plan_cache_mode = force_generic_plan
@@ -73,8 +79,12 @@ declare
   given record;
   ended record;
 begin
+  if pgpark._is_stranger() then
+    perform pgpark._require_pool('worker', park_next.pool, 'claim from');
+  end if;
   given := pgpark._read_outcomes(outcomes);
-  ended := pgpark._finish(given.ids, given.attempts, given.statuses, given.results, given.reasons, park_next.pool);
+  ended := pgpark._finish(case when pgpark._is_stranger() then pgpark._own(array['worker'], given.ids) else given.ids end,
+                          given.attempts, given.statuses, given.results, given.reasons, park_next.pool);
   return query
   select c.*, false
   from pgpark._claim(park_next.pool, park_next.worker, park_next.max_tasks, park_next.max_units, ended.freed) c;
@@ -92,7 +102,7 @@ $$;
 comment on function pgpark.park_next is
 'park_finish_many and then park_claim, in one transaction and one round trip: what a worker that is busy calls. outcomes:
 as in park_finish_many, also of other pools. Returns the rows of park_claim with fenced = false, then a row with fenced =
-true for each outcome that was not accepted (its task_id and attempt, all else null). Errors: 22023 and 42704, and then
+true for each outcome that was not accepted (its task_id and attempt, all else null). Errors: 22023, 42704 and 42501, and then
 nothing was done; 40P01 and 55P03 if somebody who holds the pool for half a second or more is in the way: try again, or
 call the two one after the other.';
 

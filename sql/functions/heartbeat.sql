@@ -3,6 +3,7 @@
 
 create or replace function pgpark.park_heartbeat(pool text, worker text, task_ids bigint[]) returns setof bigint
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -12,9 +13,13 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
-  lot pgpark.pool := pgpark._pool(park_heartbeat.pool);
+  lot pgpark.pool;
   now_ timestamptz := pgpark._now();
 begin
+  if pgpark._is_stranger() then
+    perform pgpark._require_pool('worker', park_heartbeat.pool, 'send heartbeats for');
+  end if;
+  lot := pgpark._pool(park_heartbeat.pool);
   perform pgpark._require_read_committed();
   perform pgpark._check_worker(park_heartbeat.worker, null);
 
@@ -59,4 +64,4 @@ $$;
 comment on function pgpark.park_heartbeat is
 'Renews the leases of exactly these running tasks for another lease_secs, and marks the worker as alive (an empty array
 does just that). Returns the ids that this worker should stop: cancelled, out of run_timeout_secs, or no longer its
-own. Send it about every third of lease_secs. Errors: 22023, 42704, 25001.';
+own. Send it about every third of lease_secs. Errors: 22023, 42704, 25001, 42501.';

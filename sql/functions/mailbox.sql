@@ -8,6 +8,7 @@ create or replace function pgpark.park_fetch(
   max_messages int default 50)
 returns setof pgpark.message
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -21,7 +22,7 @@ comment on function pgpark.park_fetch is
 'Outcomes in the mailbox of a tenant, oldest first; a null user_id or session_id means any. since: only those that
 landed at this time or later. payload is the worker''s result. Messages stay until park_ack takes them out, which is
 the safe way to read each once: an outcome that is committed later may carry an earlier time.
-Errors: 22023.';
+Errors: 22023, 42501.';
 
 create or replace function pgpark.park_fetch_of(
   pool text,
@@ -32,6 +33,7 @@ create or replace function pgpark.park_fetch_of(
   max_messages int default 50)
 returns setof pgpark.message
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -45,7 +47,7 @@ end
 $$;
 
 comment on function pgpark.park_fetch_of is
-'As park_fetch, but only the outcomes of tasks of one pool, also of one that was dropped since. Errors: 22023.';
+'As park_fetch, but only the outcomes of tasks of one pool, also of one that was dropped since. Errors: 22023, 42501.';
 
 create or replace function pgpark._fetch(
   pool text, tenant text, user_id text, session_id text, since timestamptz, max_messages int)
@@ -54,6 +56,8 @@ language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  stranger constant boolean := pgpark._is_stranger();
 begin
   if _fetch.tenant is null then
     raise exception 'tenant must not be null'
@@ -61,6 +65,9 @@ begin
   elsif coalesce(max_messages, 0) < 1 then
     raise exception 'max_messages must be at least 1, not %', coalesce(max_messages::text, 'NULL')
       using errcode = '22023';
+  elsif stranger then
+    perform pgpark._require(array['producer'], _fetch.pool, array[_fetch.tenant],
+                            format('fetch for tenant %L', _fetch.tenant));
   end if;
   return query
   select m.message_id, m.task_id, m.pool, m.tenant, m.user_id, m.session_id, m.status, m.reason, m.payload,
@@ -71,6 +78,7 @@ begin
     and (_fetch.user_id is null or m.user_id = _fetch.user_id)
     and (_fetch.session_id is null or m.session_id = _fetch.session_id)
     and (_fetch.since is null or m.created_at >= _fetch.since)
+    and (not stranger or pgpark._may(array['producer'], m.pool, array[m.tenant]))
   order by m.message_id
   limit max_messages;
 end
@@ -78,6 +86,7 @@ $$;
 
 create or replace function pgpark.park_ack(message_ids bigint[]) returns int
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -86,23 +95,47 @@ set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 #variable_conflict use_column
+begin
+  if pgpark._is_stranger() then
+    message_ids := array(
+      select m.message_id
+      from mailbox m
+      where m.message_id = any (park_ack.message_ids)
+        and pgpark._may(array['producer'], m.pool, array[m.tenant]));
+  end if;
+  return pgpark._ack(message_ids);
+end
+$$;
+
+comment on function pgpark.park_ack is
+'Takes messages out of the mailbox for good, with their parts, and forgets their idempotency keys. Returns
+how many were there.';
+
+create or replace function pgpark._ack(message_ids bigint[]) returns int
+language plpgsql
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
 declare
   taken int;
 begin
   perform from submission_key k
-  join mailbox m on m.pool_id = k.pool_id and m.idempotency_key = k.idempotency_key
-  where m.message_id = any (park_ack.message_ids)
-  order by k.pool_id, k.idempotency_key  -- as submits lock them, so that the two cannot deadlock
+  join mailbox m on m.pool_id = k.pool_id
+                and coalesce(m.tenant, '') = k.tenant
+                and m.idempotency_key = k.idempotency_key
+  where m.message_id = any (_ack.message_ids)
+  order by k.pool_id, k.tenant, k.idempotency_key  -- as submits lock them, so that the two cannot deadlock
   for update of k;
   with gone as (
     delete from mailbox m
-    where m.message_id = any (park_ack.message_ids)
-    returning m.pool_id, m.idempotency_key, m.task_id, m.emitted
+    where m.message_id = any (_ack.message_ids)
+    returning m.pool_id, coalesce(m.tenant, '') as tenant, m.idempotency_key, m.task_id, m.emitted
   ),
   forgotten as (
     delete from submission_key k
     using gone g
     where k.pool_id = g.pool_id
+      and k.tenant = g.tenant
       and k.idempotency_key = g.idempotency_key
       and k.task_id = g.task_id
   ),
@@ -117,17 +150,17 @@ begin
 end
 $$;
 
-comment on function pgpark.park_ack is
-'Takes messages out of the mailbox for good, with their parts, and forgets their idempotency keys. Returns
-how many were there.';
-
 create or replace function pgpark.park_result(task_id bigint)
 returns setof pgpark.message
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 begin
+  if pgpark._is_stranger() and not pgpark._may_on(array['producer'], park_result.task_id) then
+    return;
+  end if;
   return query
   select m.message_id, m.task_id, m.pool, m.tenant, m.user_id, m.session_id, m.status, m.reason, m.payload,
          m.created_at
@@ -152,7 +185,7 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
-  return pgpark.park_ack(array(
+  return pgpark._ack(array(
     select m.message_id
     from mailbox m
     where m.purge_at <= now_

@@ -3,6 +3,7 @@
 
 create or replace function pgpark.park_prune(pool text default null) returns int
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
@@ -35,6 +36,7 @@ create or replace function pgpark.park_maintain(
   out purged int,
   out next_due timestamptz)
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
@@ -51,7 +53,7 @@ begin
   for lot in select * from pgpark._pools(park_maintain.pool) loop
     lost := 0;
     -- One at a time: a second one has nothing to add but the time of the next timer.
-    if pgpark._try_maintenance(lot.pool_id) then
+    if pgpark._try_latch(lot.pool_id, 'maintenance') then
       lost := pgpark._recall(lot, bite => 1000);
       expired := expired + pgpark._expire(lot.pool_id, now_, bite => 1000);
       promoted := promoted + pgpark._promote(lot, now_, bite => 1000);
@@ -69,7 +71,7 @@ begin
       next_due := now_;
     end if;
   end loop;
-  if pgpark._try_maintenance(0) then
+  if pgpark._try_latch(0, 'maintenance') then  -- of what belongs to no pool
     purged := pgpark._purge(now_, bite => 1000);
     perform pgpark._forget_parts(bite => 5);
   end if;
@@ -83,16 +85,6 @@ reclaimed, delayed tasks park, outcomes older than mailbox.ttl_secs are purged; 
 kept in memory end as dropped (payload lost). Returns one row with how many of each, and next_due, when to look again:
 the next deadline, lease, delayed task or purge (in the past: call again), a second from now while a parked task could
 start that nobody has claimed, null for none of these. Safe to run anywhere, at once, or from pg_cron. Errors: 42704, 25001.';
-
--- Pool id 0 stands for what belongs to no pool.
-create or replace function pgpark._try_maintenance(pool_id int) returns boolean
-language plpgsql
-set search_path = pgpark, pg_temp
-as $$
-begin
-  return pg_try_advisory_xact_lock(1885826932, pool_id);
-end
-$$;
 
 -- Rows of workers that were not seen for a day and hold nothing.
 create or replace function pgpark._forget_workers(pool_id int, now_ timestamptz) returns void

@@ -8,11 +8,15 @@
 create or replace function pgpark.park_emit(task_id bigint, attempt int, parts jsonb, first int default null)
 returns boolean
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 begin
   perform pgpark._require_read_committed();
   perform pgpark._check_parts(park_emit.parts, park_emit.first, null);
+  if pgpark._is_stranger() and not pgpark._may_on(array['worker'], park_emit.task_id) then
+    return false;
+  end if;
   return pgpark._emit(park_emit.task_id, park_emit.attempt, park_emit.parts, park_emit.first);
 end
 $$;
@@ -29,6 +33,7 @@ then nothing was changed. Renews the lease as a heartbeat that names the task do
 create or replace function pgpark.park_emit_many(emissions jsonb)
 returns table (task_id bigint, accepted boolean)
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
@@ -44,6 +49,7 @@ begin
     from jsonb_array_elements(emissions) with ordinality as e (element, ord)
     order by 1, e.ord  -- one order for everybody, as in finishing, so that two batches cannot deadlock
   loop
+    continue when pgpark._is_stranger() and not pgpark._may_on(array['worker'], emission.task_id);
     if pgpark._emit(emission.task_id, emission.attempt, emission.parts, emission.first) then
       accepted_places := accepted_places || emission.ord;
     end if;
@@ -63,6 +69,7 @@ fenced, and that nothing was changed for it. Errors: 22023 (names the element; t
 create or replace function pgpark.park_parts(task_id bigint, after int default 0, max_parts int default 1000)
 returns setof pgpark.task_part
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -72,6 +79,8 @@ as $$
 begin
   if coalesce(max_parts, 0) < 1 then
     raise exception 'max_parts must be at least 1, not %', coalesce(max_parts::text, 'NULL') using errcode = '22023';
+  elsif pgpark._is_stranger() and not pgpark._may_on(array['producer'], park_parts.task_id) then
+    return;
   end if;
   return query
   select p.task_id, p.number, p.attempt, p.kind, p.content, p.created_at

@@ -3,6 +3,7 @@
 
 create or replace function pgpark.park_put_pool(name text, config jsonb) returns text
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
@@ -12,6 +13,7 @@ declare
   retenanted boolean;  -- who shares the pool, and how
   moved boolean;       -- to another queue
 begin
+  perform pgpark._require('{}', null, '{}', 'change pools');
   perform pgpark._require_read_committed();
   perform pgpark._check_pool_name(park_put_pool.name);
   perform pgpark._check_config(park_put_pool.name, park_put_pool.config);
@@ -23,11 +25,13 @@ begin
     perform pgpark._create_queue(after_);
     perform pgpark._create_storage(after_);
     after_.pool_id := nextval('pgpark.pool_pool_id_seq')::int;
+    after_.door := pgpark._spare_door();
     after_.state := 'active';
     after_.created_at := pgpark._now();
     insert into pool overriding system value select after_.*;
     insert into front (pool_id) values (after_.pool_id);
     insert into mark (pool_id) values (after_.pool_id);
+    insert into latch (pool_id, name) values (after_.pool_id, 'maintenance');
     perform pgpark._put_secret(after_, park_put_pool.config);
     perform pgpark._put_tenants(after_);
     perform pgpark._deal_places(after_, after_.created_at);
@@ -36,6 +40,7 @@ begin
   end if;
 
   after_.pool_id := before.pool_id;
+  after_.door := before.door;
   after_.state := before.state;
   after_.created_at := before.created_at;
   after_.kept_in_memory := before.kept_in_memory or after_.kept_in_memory;
@@ -55,7 +60,7 @@ begin
                 or before.config -> 'tenants' is distinct from after_.config -> 'tenants';
   if retenanted or moved or after_.max_units < before.max_units
      or before.max_queue_depth is distinct from after_.max_queue_depth then
-    perform pgpark._lock_entrance(before.pool_id, alone => true);
+    perform pgpark._lock_entrance(before.door, alone => true);
   end if;
   perform pgpark._lock_pool(park_put_pool.name);
   loop  -- what was lost in a crash must not be forgotten by the mark that is set below
@@ -87,6 +92,7 @@ begin
       max_backoff_secs = after_.max_backoff_secs,
       archive = after_.archive,
       mailbox_ttl_secs = after_.mailbox_ttl_secs,
+      max_payload_kb = after_.max_payload_kb,
       notifier = after_.notifier,
       mailbox_type = after_.mailbox_type,
       mailbox_table = after_.mailbox_table,
@@ -132,11 +138,12 @@ payloads move there, those of running and of archived tasks too, in this transac
 outcomes stay where they landed and are found all the same. Another mailbox.ttl_secs holds for the outcomes there are.
 Secrets (mailbox.notifier.auth_header) are kept apart and shown as (secret), which, given back, keeps the one that is
 stored. Without a notifier any more, callbacks that wait become dead letters.
-Errors: 22023 (names the key), 42710 (a queue or table of that name exists already), 25001.';
+Errors: 22023 (names the key), 42710 (a queue or table of that name exists already), 25001, 42501.';
 
 create or replace function pgpark.park_plan_pool(name text, config jsonb)
 returns table (key text, before jsonb, after jsonb)
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
@@ -145,6 +152,7 @@ declare
   planned pgpark.pool;
   other_secret boolean;
 begin
+  perform pgpark._require('{}', null, '{}', 'plan pools');
   perform pgpark._check_pool_name(park_plan_pool.name);
   perform pgpark._check_config(park_plan_pool.name, park_plan_pool.config);
   planned := pgpark._configured(park_plan_pool.name, park_plan_pool.config);
@@ -167,17 +175,19 @@ $$;
 
 comment on function pgpark.park_plan_pool is
 'What park_put_pool would change: a row for each setting that would be another one, as the dotted key, before and after
-(before is null for a pool that is not there yet, and for what was not set). Changes nothing. Errors: 22023, 42710, as
-park_put_pool.';
+(before is null for a pool that is not there yet, and for what was not set). Changes nothing. Errors: 22023, 42710, 42501,
+as park_put_pool.';
 
 create or replace function pgpark.park_set_pool_state(name text, state text) returns void
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
   lot pgpark.pool;
 begin
+  perform pgpark._require('{}', null, '{}', 'change pools');
   perform pgpark._require_read_committed();
   if park_set_pool_state.state in ('active', 'paused', 'draining', 'disabled') is not true then
     raise exception 'unknown state %; use active, paused, draining or disabled',
@@ -187,7 +197,7 @@ begin
   perform pgpark._lock_entrance(0, alone => true);
   lot := pgpark._pool(park_set_pool_state.name);
   if park_set_pool_state.state in ('draining', 'disabled') then
-    perform pgpark._lock_entrance(lot.pool_id, alone => true);
+    perform pgpark._lock_entrance(lot.door, alone => true);
   end if;
   perform pgpark._lock_pool(park_set_pool_state.name);
   update pool p set state = park_set_pool_state.state where p.pool_id = lot.pool_id;
@@ -198,10 +208,11 @@ $$;
 comment on function pgpark.park_set_pool_state is
 'Sets the state of a pool: active, paused (nothing starts), draining (nothing is accepted) or disabled (neither).
 Running tasks go on in each. When it returns, no submit or claim that began before is still under way.
-Errors: 22023, 42704, 25001.';
+Errors: 22023, 42704, 25001, 42501.';
 
 create or replace function pgpark.park_drop_pool(name text, force boolean default false) returns void
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
@@ -209,10 +220,11 @@ declare
   lot pgpark.pool;
   live bigint[];
 begin
+  perform pgpark._require('{}', null, '{}', 'drop pools');
   perform pgpark._require_read_committed();
   perform pgpark._lock_entrance(0, alone => true);
   lot := pgpark._pool(park_drop_pool.name);
-  perform pgpark._lock_entrance(lot.pool_id, alone => true);
+  perform pgpark._lock_entrance(lot.door, alone => true);
   perform pgpark._lock_pool(park_drop_pool.name);
   live := array(select t.task_id from task t where t.pool_id = lot.pool_id order by t.task_id for update);
   if cardinality(live) > 0 and not coalesce(force, false) then
@@ -232,6 +244,7 @@ begin
   delete from front f where f.pool_id = lot.pool_id;
   delete from mark m where m.pool_id = lot.pool_id;
   delete from returned r where r.pool_id = lot.pool_id;
+  delete from latch l where l.pool_id = lot.pool_id;
   delete from pool p where p.pool_id = lot.pool_id;
   perform pgpark._drop_queue(lot);
 end
@@ -239,25 +252,27 @@ $$;
 
 comment on function pgpark.park_drop_pool is
 'Drops a pool with its queue and archive; outcomes in the mailbox stay. force: its live tasks end as dropped (reason
-pool_dropped). Callbacks that wait become dead letters. Errors: 55006 (tasks live, not forced), 42704, 25001.';
+pool_dropped). Callbacks that wait become dead letters. Errors: 55006 (tasks live, not forced), 42704, 25001,
+42501.';
 
 create or replace function pgpark.park_pools(pool text default null)
 returns table (name text, state text, config jsonb, settings jsonb, created_at timestamptz)
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 begin
   return query
   select p.name, p.state, p.config, pgpark._settings(p), p.created_at
-  from pgpark._pools(park_pools.pool) p
+  from pgpark._visible_pools(park_pools.pool) p
   order by p.name;
 end
 $$;
 
 comment on function pgpark.park_pools is
 'A row for a pool (null: for each): name, state, config as it was given, settings with every default filled in, and when
-it was made. Errors: 42704.';
+it was made. Errors: 42704, 42501.';
 
 create or replace function pgpark._check_pool_name(name text) returns void
 language plpgsql immutable

@@ -3,6 +3,7 @@
 
 create or replace function pgpark.park_release(task_id bigint, attempt int) returns boolean
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -16,6 +17,9 @@ declare
   lot pgpark.pool;
 begin
   perform pgpark._require_read_committed();
+  if pgpark._is_stranger() and not pgpark._may_on(array['worker'], park_release.task_id) then
+    return false;
+  end if;
   select t.* into held
   from task t
   where t.task_id = park_release.task_id

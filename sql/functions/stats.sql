@@ -3,6 +3,7 @@
 
 create or replace function pgpark.park_stats(pool text default null) returns setof pgpark.pool_stats
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
@@ -16,7 +17,7 @@ begin
           where w.pool_id = p.pool_id
             and w.seen_at > now_ - greatest(pgpark._secs(p.lease_secs), interval '1 minute')),
          outcomes.completed, outcomes.failed, outcomes.expired, outcomes.dropped, outcomes.retried
-  from pgpark._pools(park_stats.pool) p
+  from pgpark._visible_pools(park_stats.pool) p
   cross join lateral (
     select coalesce(sum(t.units), 0)::int as used_units, count(*)::int as running
     from task t
@@ -64,4 +65,4 @@ $$;
 comment on function pgpark.park_stats is
 'A row for a pool (null: for each). used_units and running include tasks that are being cancelled. workers: those that
 claimed or sent a heartbeat within a minute, or a lease where that is longer. completed ... retried: since the pool was
-made. Errors: 42704.';
+made. Errors: 42704, 42501.';

@@ -2,10 +2,14 @@
 
 create or replace function pgpark.park_status(task_id bigint) returns setof pgpark.task_status
 language plpgsql stable
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 begin
+  if pgpark._is_stranger() and not pgpark._may_on(array['producer'], park_status.task_id) then
+    return;
+  end if;
   return query
   select t.task_id, p.name, t.state, t.cancel_reason, pgpark._priority_word(t.priority), t.units, t.attempt, t.worker,
          case when t.state = 'parked' then pgpark._tasks_ahead(t) end,

@@ -17,15 +17,20 @@ create or replace function pgpark.park_submit(
   idempotency_key text default null)
 returns table (task_id bigint, accepted boolean, status text, reason text)
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  lot pgpark.pool := pgpark._enter_pool(park_submit.pool);
+  lot pgpark.pool;
   draft pgpark.draft;
   complaint text;
   parked record;
 begin
+  if pgpark._is_stranger() then
+    perform pgpark._require_submit(park_submit.pool, array[park_submit.tenant]);
+  end if;
+  lot := pgpark._enter_pool(park_submit.pool);
   draft.ord := 1;
   draft.payload := park_submit.payload;
   draft.priority := coalesce(park_submit.priority, 'normal');
@@ -59,23 +64,31 @@ comment on function pgpark.park_submit is
 'Submits one task. units: slices of the pool that it holds while it runs. priority: low, normal, high or critical.
 deadline: by when it must have started (default: the pool''s default_timeout_secs from now, or from run_at).
 run_at: not before this time. tenant, user_id, session_id: the address of its outcome in the mailbox.
-idempotency_key: a second submit with the same key gets the first task, as long as its outcome is kept.
+idempotency_key: a second submit of the same tenant with the same key gets the first task, as long as its outcome is
+kept.
 Returns one row: task_id (null if refused), accepted, status (parked, delayed, rejected; the present status of the
-first task for a duplicate) and reason (queue_full, deadline_expired, too_large, pool_closed, duplicate).
-Errors: 22023 bad value, 42704 unknown pool, 25001 wrong isolation level.';
+first task for a duplicate) and reason (queue_full, deadline_expired, too_large: more units than the pool could ever give,
+payload_too_large, pool_closed, duplicate).
+Errors: 22023 bad value, 42704 unknown pool, 25001 wrong isolation level, 42501 not granted.';
 
 create or replace function pgpark.park_submit_many(pool text, tasks jsonb)
 returns table (task_id bigint, accepted boolean, status text, reason text)
 language plpgsql
+security definer
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  lot pgpark.pool := pgpark._enter_pool(park_submit_many.pool);
+  lot pgpark.pool;
   drafts pgpark.draft[];
   rate record;
 begin
   perform pgpark._check_elements(tasks);
+  if pgpark._is_stranger() then
+    perform pgpark._require_submit(
+      park_submit_many.pool, array(select distinct e ->> 'tenant' from jsonb_array_elements(tasks) e order by 1));
+  end if;
+  lot := pgpark._enter_pool(park_submit_many.pool);
   perform pg_current_xact_id();  -- before the numbers are taken: functions/_front.sql
   select r.* into rate from pgpark._llm_rate(lot.cost_model) r;
   drafts := array(
@@ -104,27 +117,45 @@ is required); prompt_tokens and max_tokens instead of units charge by the pool''
 element, in order, with the columns of park_submit. A refusal concerns its element alone; an error (22023, its DETAIL
 names the element, counted from 1) leaves all of them unsubmitted.';
 
+-- Raises 42501 unless the caller may submit to this pool, and for each of these tenants.
+create or replace function pgpark._require_submit(pool text, tenants text[]) returns void
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  tenant text;
+begin
+  perform pgpark._require_pool('producer', _require_submit.pool, 'submit to');
+  foreach tenant in array tenants loop
+    perform pgpark._require(array['producer'], _require_submit.pool, array[tenant],
+                            format('submit to pool %L ', _require_submit.pool)
+                            || coalesce('for tenant ' || quote_literal(tenant), 'without a tenant'));
+  end loop;
+end
+$$;
+
 -- The pool, with its entrance held open until the transaction ends.
 create or replace function pgpark._enter_pool(name text) returns pgpark.pool
 language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 declare
-  seen int;
+  seen record;
   lot pgpark.pool;
 begin
   if pgpark._sees_the_past() then
     perform pgpark._require_read_committed();
   end if;
   loop
-    select p.pool_id into seen from pool p where p.name = _enter_pool.name;
+    select p.pool_id, p.door into seen from pool p where p.name = _enter_pool.name;
     if not found then
       perform pgpark._unknown_pool(_enter_pool.name);
     end if;
-    perform pg_advisory_xact_lock_shared(1885826930, seen);  -- _lock_entrance, not alone
+    execute 'lock table pgpark.door_' || seen.door || ' in row share mode';  -- _lock_entrance, not alone
     -- As it is now that nobody can close it; not the one that was seen if that was dropped and made anew meanwhile.
     select p.* into lot from pool p where p.name = _enter_pool.name;
-    exit when lot.pool_id = seen;
+    exit when lot.pool_id = seen.pool_id;
   end loop;
   return lot;
 end
@@ -177,6 +208,7 @@ as $$
     when lot.state in ('draining', 'disabled') then 'pool_closed'
     when draft.units > case when lot.limited then pgpark._most_units(lot, draft.tenant) else lot.max_units end
       then 'too_large'
+    when lot.max_payload_kb is not null and pgpark._json_kb(draft.payload) > lot.max_payload_kb then 'payload_too_large'
     when due <= greatest(now_, draft.run_at) + pgpark._secs(lot.scheduling_slack_secs) then 'deadline_expired'
   end;
 $$;
@@ -304,16 +336,19 @@ set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  now_ timestamptz := pgpark._now();
-  due timestamptz := pgpark._due(lot, draft, now_);
-  delayed boolean := coalesce(draft.run_at > now_, false);
+  now_ timestamptz;
+  due timestamptz;
+  delayed boolean;
 begin
+  perform pg_current_xact_id();  -- before the number is taken, and the time is read: functions/_front.sql
+  now_ := pgpark._now();
+  due := pgpark._due(lot, draft, now_);
+  delayed := coalesce(draft.run_at > now_, false);
   reason := pgpark._refusal(lot, draft, due, now_);
   if reason is not null then
     status := 'rejected';
     return;
   end if;
-  perform pg_current_xact_id();  -- before the number is taken: functions/_front.sql
   draft.task_id := nextval('pgpark.task_task_id_seq');
   insert into task (task_id, pool_id, msg_id, state, priority, units, tenant, user_id, session_id, deadline, run_at,
                     created_at)
@@ -356,25 +391,29 @@ begin
   -- Keys. The first to insert one owns it; a second one waits here for the first to commit. A known key wins over a
   -- refusal: a client that repeats its call late must learn of its first task.
   while exists (select from unnest(drafts) d where d.idempotency_key is not null) loop
-    insert into submission_key (pool_id, idempotency_key, task_id)
-    select lot.pool_id, d.idempotency_key, d.task_id
+    insert into submission_key (pool_id, tenant, idempotency_key, task_id)
+    select lot.pool_id, coalesce(d.tenant, ''), d.idempotency_key, d.task_id
     from unnest(drafts) d
     where d.idempotency_key is not null
       and refusals[d.ord] is null
-    order by d.idempotency_key, d.ord  -- one order for everybody, so that two batches cannot deadlock
+    order by coalesce(d.tenant, ''), d.idempotency_key, d.ord  -- one order for everybody, so that two batches cannot deadlock
     on conflict do nothing;
 
     -- Held until we commit, so that no acknowledgement takes a key away from under its duplicate.
-    perform from submission_key k
-    where k.pool_id = lot.pool_id
-      and k.idempotency_key = any (array(select d.idempotency_key from unnest(drafts) d))
-    order by k.idempotency_key
-    for key share;
+    perform
+    from (select distinct coalesce(d.tenant, '') as tenant, d.idempotency_key from unnest(drafts) d) d
+    join submission_key k on k.pool_id = lot.pool_id
+                         and k.tenant = d.tenant
+                         and k.idempotency_key = d.idempotency_key
+    order by k.tenant, k.idempotency_key
+    for key share of k;
     owners := array(
       select case when d.idempotency_key is null or (k.task_id is null and refusals[d.ord] is not null) then d.task_id
                   else k.task_id end
       from unnest(drafts) d
-      left join submission_key k on k.pool_id = lot.pool_id and k.idempotency_key = d.idempotency_key
+      left join submission_key k on k.pool_id = lot.pool_id
+                                and k.tenant = coalesce(d.tenant, '')
+                                and k.idempotency_key = d.idempotency_key
       order by d.ord);
     continue when array_position(owners, null) is not null;  -- one was acknowledged between insert and look
 
@@ -406,6 +445,7 @@ begin
       using unnest(refusals) with ordinality as r (refusal, ord)
       where r.refusal = 'queue_full'
         and k.pool_id = lot.pool_id
+        and k.tenant = coalesce(drafts[r.ord].tenant, '')
         and k.idempotency_key = drafts[r.ord].idempotency_key
         and k.task_id = owners[r.ord];
     end if;

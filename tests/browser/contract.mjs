@@ -384,6 +384,36 @@ test("LISTEN hears of work, of a cancel and of outcomes", async () => {
   for (const channel of Object.values(channels)) await db.unlisten(channel);
 });
 
+test("park_grant, park_revoke, park_grants: a producer of one tenant", async () => {
+  await pool("granted");
+  await db.exec("create role web");
+  await call("park_grant", { role: "web", kind: "producer", tenants: ["a"], pools: ["granted"] });
+  assert.deepEqual(await call("park_grants"), [{ role: "web", kind: "producer", tenants: ["a"], pools: ["granted"] }]);
+  const foreign = await parked("granted", { tenant: "b" });
+  await db.exec("set role web");
+  const own = await parked("granted", { tenant: "a" });
+  assert.equal((await call("park_status", { task_id: own })).length, 1);
+  assert.equal((await call("park_status", { task_id: foreign })).length, 0);
+  await assert.rejects(call("park_submit", { pool: "granted", payload: 1, tenant: "b" }), code("42501"));
+  await assert.rejects(call("park_stats"), code("42501"));
+  await assert.rejects(db.query("select * from pgpark.task"), code("42501"));
+  await db.exec("reset role");
+  assert.equal(await value("park_revoke", { role: "web" }), 1);
+  await db.exec("drop role web");
+});
+
+test("max_payload_kb: a larger payload is refused, a larger result fails the task", async () => {
+  await pool("small", { max_payload_kb: 1 });
+  const [large] = await call("park_submit", { pool: "small", payload: { t: "x".repeat(1016) } });
+  assert.deepEqual([large.accepted, large.reason], [false, "payload_too_large"]);
+  const id = await parked("small", { payload: { t: "x".repeat(1015) } });
+  await claim("small");
+  assert.equal(await value("park_finish", { task_id: id, attempt: 1, result: { t: "x".repeat(2000) } }), true);
+  const [outcome] = await call("park_result", { task_id: id });
+  assert.deepEqual([outcome.status, outcome.payload], ["failed", null]);
+  assert.match(outcome.reason, /^result too large: 2 KiB, the pool takes 1/);
+});
+
 test("every public function was called here", async () => {
   const { rows } = await db.query(
     "select distinct proname from pg_proc where pronamespace = 'pgpark'::regnamespace and proname ~ '^park_' order by 1");

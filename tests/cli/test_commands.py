@@ -460,7 +460,10 @@ def test_a_role_without_rights_is_told_so(pgpark: Pgpark, db: Database, dsn: str
         poor = psycopg.conninfo.make_conninfo(dsn, user=role)
         for command in (["stats"], ["migrate"], ["submit", "gpu", "1"], ["worker", "gpu", "--exec", "cat"]):
             printed = pgpark(*command, "--dsn", poor)
-            assert (printed.code, printed.err) == (3, "pgpark: permission denied for schema pgpark\n")
+            assert (printed.code, printed.err) == (
+                3,
+                "pgpark: permission denied for schema pgpark; an admin can change that: pgpark grant\n",
+            )
     finally:
         db.connection.execute(f"drop role {role}")
 

@@ -143,7 +143,10 @@ class Client:
             named = drafts[0] | {"payload": Jsonb(drafts[0]["payload"])}
             listed = ", ".join(f"{name} => %s" for name in named)
             rows = self.rows(f"select {answer} from pgpark.park_submit(%s, {listed}) t", pool, *named.values())
-        keys = [draft.get("idempotency_key") for draft in drafts]
+        keys = [
+            f"{draft['idempotency_key']} of {draft['tenant'] or ''}" if "idempotency_key" in draft else None
+            for draft in drafts
+        ]
         self.tell("submit", pool, rows[0][0], [[*row[1:], key] for row, key in zip(rows, keys, strict=True)])
         if any(row[3] == "queue_full" for row in rows):
             self.full[pool] = time.monotonic() + self.dice.uniform(0, 0.2)

@@ -29,7 +29,7 @@ TABLES = {
 
 def crash(db: Database, *tables: str) -> None:
     """What a crash of Postgres does to unlogged tables (tests/test_survival.py has a real one)."""
-    for table in ("pgpark.memory", *tables):
+    for table in ("pgpark.memory", "pgpark.latch", *tables):
         assert db.value("select relpersistence::text from pg_class where oid = %s::regclass", table) == "u"
         db.connection.execute(f"truncate {table}".encode())
 
@@ -228,7 +228,7 @@ def test_outcomes_are_found_after_the_pool_names_another_part(db: Database) -> N
     db.claim()
     db.finish(two)
     assert [row["task_id"] for row in db.rows("select task_id from pgpark.park_fetch('acme')")] == [one, two]
-    assert db.submit(idempotency_key="k")["task_id"] == one
+    assert db.submit(tenant="acme", idempotency_key="k")["task_id"] == one
 
 
 def test_a_new_ttl_holds_for_the_outcomes_that_are_there(db: Database) -> None:

@@ -187,3 +187,36 @@ def test_releasing_a_cancelled_task_drops_it(db: Database) -> None:
     cancel(db, task)
     assert db.value("select pgpark.park_release(%s, 1)", task)
     assert db.outcome(task) == ("dropped", "changed my mind")
+
+
+# -- the size of results ---------------------------------------------------------------------------------------------
+
+
+def test_a_result_larger_than_the_pool_takes_fails_the_task_for_good(db: Database) -> None:
+    db.pool(max_payload_kb=1, retry={"max_attempts": 3})
+    db.pool("any")
+    large, fits, elsewhere = db.parked(), db.parked(), db.parked("any")
+    db.claim()
+    db.claim("any")
+    outcomes = [
+        {"task_id": large, "attempt": 1, "result": "x" * 1023},
+        {"task_id": fits, "attempt": 1, "result": "x" * 1022},
+        {"task_id": elsewhere, "attempt": 1, "result": "x" * 5000},
+    ]
+    rows = db.rows("select * from pgpark.park_finish_many(%s)", Jsonb(outcomes))
+    assert [row["accepted"] for row in rows] == [True, True, True]
+    assert db.outcome(large) == ("failed", "result too large: 2 KiB, the pool takes 1 (max_payload_kb)")
+    assert db.outcome(fits) == db.outcome(elsewhere) == ("completed", None)
+    assert db.rows("select payload from pgpark.park_result(%s)", large) == [{"payload": None}]
+    assert db.stats()["failed"] == 1
+
+
+def test_a_failure_with_too_large_a_result_keeps_its_reason(db: Database) -> None:
+    db.pool(max_payload_kb=1)
+    task, unexplained = db.parked(), db.parked()
+    db.claim()
+    db.rows("select pgpark.park_finish(%s, 1, 'failed', %s, 'no such model')", task, Jsonb("x" * 2000))
+    db.finish(unexplained, status="failed", result="x" * 2000)
+    assert db.outcome(task) == ("failed", "no such model")
+    assert db.outcome(unexplained) == ("failed", "result too large: 2 KiB, the pool takes 1 (max_payload_kb)")
+    assert db.rows("select payload from pgpark.park_result(%s)", task) == [{"payload": None}]

@@ -40,8 +40,9 @@ def entries_read(db: Database, statement: str, *parameters: Any) -> int:
     return so_far() - before
 
 
-def submit(db: Database, count: int = BATCH) -> None:
-    db.rows("select from pgpark.park_submit_many('gpu', %s)", Jsonb([{"payload": "x" * 100, "tenant": "t"}] * count))
+def submit(db: Database, count: int = BATCH, **arguments: Any) -> None:
+    task = {"payload": "x" * 100, "tenant": "t"} | arguments
+    db.rows("select from pgpark.park_submit_many('gpu', %s)", Jsonb([task] * count))
 
 
 def outcomes_of(rows: list[Any], status: str = "completed") -> Outcomes:
@@ -59,6 +60,11 @@ def held(db: Database, status: str = "completed") -> Jsonb:
 def claim(db: Database) -> int:
     submit(db)
     return entries_read(db, "select from pgpark.park_claim('gpu', 'w', %s)", BATCH)
+
+
+def claim_of_a_limited_worker(db: Database) -> int:
+    submit(db)
+    return entries_read(db, "select from pgpark.park_claim('gpu', 'w', %s, 1000000)", BATCH)
 
 
 def next_(db: Database) -> int:
@@ -118,6 +124,7 @@ def acknowledge(db: Database) -> int:
 # Without park_stats, which counts what runs by its index, dead entries included.
 CALLS: dict[str, Callable[[Database], int]] = {
     "claim": claim,
+    "claim of a limited worker": claim_of_a_limited_worker,
     "next": next_,
     "finish": finish,
     "retry": retry,
@@ -168,3 +175,26 @@ def test_what_calls_read_does_not_grow_under_an_old_snapshot(db: Database) -> No
     db.connection.execute("vacuum analyze")
     after = {name: call(db) for name, call in CALLS.items()}
     assert {name: (count, before[name]) for name, count in after.items() if count > before[name] + SLACK} == {}
+
+
+@pytest.mark.usefixtures("old_snapshot")
+def test_deadlines_and_delays_that_are_over_are_not_read_again(db: Database) -> None:
+    """Ten thousand tasks were delayed, then started before their deadline, which has passed since."""
+    if db.connection.info.server_version < 150_000:
+        pytest.skip("statistics cannot be asked for at once before PostgreSQL 15")
+    db.freeze()
+    db.pool(max_units=1_000_000, lease_secs=10_000)
+    before = claim(db)
+    empty(db)
+    outcomes: Outcomes = []
+    for _ in range(PASSED // BATCH):
+        submit(db, run_at=db.after(0.5).isoformat(), deadline=db.after(1).isoformat())
+        db.advance(0.6)
+        rows = db.rows("select * from pgpark.park_next('gpu', 'w', %s, %s)", Jsonb(outcomes), 2 * BATCH)
+        assert len(rows) == BATCH
+        outcomes = outcomes_of(rows)
+    empty(db)
+    db.advance(10)
+    db.connection.execute("vacuum analyze")
+    assert claim(db) <= before + SLACK
+    assert calling("park_maintain('gpu')")(db) <= before + SLACK

@@ -31,6 +31,7 @@ def test_only_max_units_is_required_and_the_rest_has_defaults(db: Database) -> N
         "scheduling_slack_secs": 0,
         "retry": {"max_attempts": 1, "max_losses": 3, "backoff_secs": 1, "backoff_factor": 2, "max_backoff_secs": 300},
         "archive": False,
+        "max_payload_kb": None,
         "mailbox": {
             "ttl_secs": None,
             "storage": {"type": "postgres", "table": "mailbox_messages"},
@@ -56,6 +57,7 @@ def test_every_setting_of_the_config_is_kept(db: Database) -> None:
         "scheduling_slack_secs": 0.5,
         "retry": {"max_attempts": 4, "max_losses": 5, "backoff_secs": 2, "backoff_factor": 3, "max_backoff_secs": 99},
         "archive": True,
+        "max_payload_kb": 512,
         "mailbox": {
             "ttl_secs": 86400,
             "storage": {"type": "postgres", "table": "answers"},

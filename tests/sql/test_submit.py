@@ -310,3 +310,18 @@ def test_each_writing_function_refuses_a_stale_snapshot(db: Database, level: str
         with pytest.raises(psycopg.errors.ActiveSqlTransaction, match="pgpark needs READ COMMITTED"):
             db.rows(f"select pgpark.{call}")
         db.connection.rollback()
+
+
+# -- the size of payloads --------------------------------------------------------------------------------------------
+
+
+def test_a_payload_larger_than_the_pool_takes_is_refused(db: Database) -> None:
+    db.pool(max_payload_kb=1)
+    refusal = {"task_id": None, "accepted": False, "status": "rejected", "reason": "payload_too_large"}
+    assert db.submit(payload="x" * 1023) == refusal  # 1,025 bytes with its quotes
+    assert db.submit(payload="x" * 1022)["accepted"]
+    assert db.submit(payload="é" * 512) == refusal  # bytes, not letters
+    rows = db.rows("select * from pgpark.park_submit_many('gpu', %s)", Jsonb([{"payload": "x" * 2000}, {"payload": 1}]))
+    assert [row["reason"] for row in rows] == ["payload_too_large", None]
+    db.pool()
+    assert db.submit(payload="x" * 5000)["accepted"]

@@ -1,0 +1,695 @@
+"""Who may do what: each kind of access from SQL, and what a role tries beyond what it was granted.
+
+Every attacker is a role of its own in a session whose session_user it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from tests.conftest import Background, Database
+
+KINDS = ("producer", "worker", "reader", "admin")
+DENIED = psycopg.errors.InsufficientPrivilege
+# Beside public functions, what every role that has access may call.
+CLOCK = "_now"
+
+
+class Roles:
+    """Makes roles and sessions of theirs."""
+
+    def __init__(self, owner: Database, connect: Callable[[], Database]) -> None:
+        self._owner = owner
+        self._connect = connect
+        self.made: list[str] = []
+
+    def make(self, name: str | None = None, *, within: str | None = None) -> str:
+        """A login without any rights; `within`: a member of that role."""
+        role = name or f"pgpark_test_{uuid.uuid4().hex[:12]}"
+        self._owner.connection.execute(sql.SQL("create role {} login").format(sql.Identifier(role)))
+        self.made.append(role)
+        if within is not None:
+            self._owner.connection.execute(
+                sql.SQL("grant {} to {}").format(sql.Identifier(within), sql.Identifier(role))
+            )
+        return role
+
+    def session(self, role: str) -> Database:
+        """A session of this role, in which nothing but `reset` could bring the owner back."""
+        session = self._connect()
+        session.connection.execute(sql.SQL("set session authorization {}").format(sql.Identifier(role)))
+        return session
+
+    def granted(self, kind: str, tenants: list[str] | None = None, pools: list[str] | None = None) -> Database:
+        """A session of a new role with this access."""
+        role = self.make()
+        self.grant(role, kind, tenants, pools)
+        return self.session(role)
+
+    def grant(self, role: str, kind: str, tenants: list[str] | None = None, pools: list[str] | None = None) -> None:
+        self._owner.rows("select pgpark.park_grant(%s, %s, %s, %s)", role, kind, tenants, pools)
+
+
+@pytest.fixture
+def roles(db: Database, connect: Callable[[], Database]) -> Iterator[Roles]:
+    made = Roles(db, connect)
+    yield made
+    for role in made.made:
+        db.connection.execute(sql.SQL("drop owned by {} cascade").format(sql.Identifier(role)))
+        db.connection.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
+
+
+def refused(call: Callable[[], Any], match: str | None = None) -> None:
+    with pytest.raises(DENIED, match=match):
+        call()
+
+
+def public_functions(db: Database) -> set[str]:
+    rows = db.rows(
+        "select proname from pg_proc where pronamespace = 'pgpark'::regnamespace and proname like 'park\\_%%'",
+    )
+    return {row["proname"] for row in rows}
+
+
+def callable_by(session: Database) -> set[str]:
+    rows = session.rows(
+        "select proname from pg_proc f join pg_namespace n on n.oid = f.pronamespace"
+        " where n.nspname = 'pgpark' and has_schema_privilege(n.oid, 'usage')"
+        " and has_function_privilege(f.oid, 'execute')"
+    )
+    return {row["proname"] for row in rows}
+
+
+# -- the walls -------------------------------------------------------------------------------------------------------
+
+
+def test_every_public_function_runs_as_the_owner_with_a_path_of_its_own(db: Database) -> None:
+    loose = db.rows(
+        "select proname from pg_proc where pronamespace = 'pgpark'::regnamespace and proname like 'park\\_%%'"
+        " and not (prosecdef and 'search_path=pgpark, pg_temp' = any (proconfig))"
+    )
+    assert loose == []
+    lent = db.rows(
+        "select proname from pg_proc where pronamespace = 'pgpark'::regnamespace and proname like '\\_%%' and prosecdef"
+    )
+    assert lent == []  # a helper runs as whoever calls it, so that the rights are lent in one place
+
+
+def test_every_public_function_is_somebodys(db: Database) -> None:
+    assert {row["name"] for row in db.rows("select name from pgpark._calls()")} == public_functions(db)
+
+
+def test_a_role_that_was_granted_nothing_can_do_nothing(db: Database, roles: Roles) -> None:
+    db.pool()
+    nobody = roles.session(roles.make())
+    assert callable_by(nobody) == set()
+    refused(lambda: nobody.rows("select pgpark.park_stats()"), "permission denied for schema pgpark")
+    refused(lambda: nobody.rows("select * from pgmq.q_gpu"), "permission denied for schema pgmq")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_access_opens_its_functions_and_nothing_else(db: Database, roles: Roles, kind: str) -> None:
+    db.pool()
+    session = roles.granted(kind)
+    expected = {
+        row["name"]
+        for row in db.rows("select name, kinds from pgpark._calls()")
+        if kind == "admin" or kind in row["kinds"]
+    }
+    assert callable_by(session) == expected | {CLOCK}
+    relations = session.rows(
+        "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where n.nspname in ('pgpark', 'pgmq') and c.relkind in ('r', 'p', 'v', 'S')"
+        " and (case when c.relkind = 'S' then has_sequence_privilege(c.oid, 'usage, select, update')"
+        "      else has_table_privilege(c.oid, 'select, insert, update, delete, truncate, references, trigger') end)"
+    )
+    assert relations == []
+    for statement in (
+        "select * from pgpark.task",
+        "delete from pgpark.mailbox",
+        "update pgpark.pool set max_units = 1000",
+        "do $$ begin lock table pgpark.pool in access share mode; end $$",
+        "do $$ begin lock table pgpark.door_1 in access exclusive mode; end $$",
+        "select nextval('pgpark.task_task_id_seq')",
+        "select pgpark._conclude_all(array[1], 'dropped', 'x')",
+        "select * from pgmq.read('gpu', 0, 1)",
+        "insert into pgpark.access values (session_user::regrole, 'admin', null, null)",
+        "create table pgpark.mine ()",
+        "create function pgpark._caller() returns name language sql as 'select $$postgres$$::name'",
+        "alter function pgpark._caller() owner to current_user",
+    ):
+        with pytest.raises(DENIED):
+            session.connection.execute(statement)
+
+
+def test_a_migration_closes_what_it_makes_and_keeps_what_was_granted(db: Database, roles: Roles) -> None:
+    from pgpark.migrate import migrate
+
+    session = roles.granted("reader")
+    before = callable_by(session)
+    db.rows("delete from pgpark.migration where name like 'functions/%%' returning 1")
+    db.connection.execute("grant execute on all functions in schema pgpark to public")
+    db.connection.execute("grant select on all tables in schema pgpark to public")
+    assert not migrate(db.connection).empty
+    assert callable_by(session) == before
+    assert callable_by(roles.session(roles.make())) == set()
+    refused(lambda: session.rows("select * from pgpark.mailbox"))
+
+
+# -- producers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rival(db: Database) -> dict[str, int]:
+    """Tasks of the tenant `rival`, in each state; `done` has an outcome that nobody has taken."""
+    db.pool()
+    done = db.parked(tenant="rival", payload="of the rival", idempotency_key="k")
+    db.claim(max_tasks=1)
+    db.rows("select pgpark.park_emit(%s, 1, %s)", done, Jsonb([{"content": "a token"}]))
+    db.finish(done, result="a secret")
+    running = db.parked(tenant="rival")
+    db.claim(max_tasks=1)
+    return {"done": done, "running": running, "parked": db.parked(tenant="rival")}
+
+
+def test_a_producer_of_a_tenant_does_all_that_a_client_does(db: Database, roles: Roles) -> None:
+    db.pool()
+    producer = roles.granted("producer", ["a", "b"])
+    task, other = producer.parked(tenant="a"), producer.parked(tenant="b")
+    rows = producer.rows("select * from pgpark.park_submit_many('gpu', %s)", Jsonb([{"payload": 1, "tenant": "a"}]))
+    assert [row["status"] for row in rows] == ["parked"]
+    assert producer.status(task)["position"] == 0
+    assert producer.value("select pgpark.park_cancel(%s)", other) == "dropped"
+    db.claim(max_tasks=1)
+    db.rows("select pgpark.park_emit(%s, 1, %s)", task, Jsonb([{"content": "a token"}]))
+    assert len(producer.rows("select * from pgpark.park_parts(%s)", task)) == 1
+    db.finish(task, result="mine")
+    (message,) = producer.rows("select * from pgpark.park_fetch('a')")
+    assert message["payload"] == "mine"
+    assert len(producer.rows("select * from pgpark.park_fetch_of('gpu', 'a')")) == 1
+    assert producer.outcome(task) == ("completed", None)
+    assert producer.value("select pgpark.park_ack(%s)", [message["message_id"]]) == 1
+    producer.maintain()
+
+
+def test_another_tenants_tasks_are_to_a_producer_as_if_they_were_not_there(
+    db: Database, roles: Roles, rival: dict[str, int]
+) -> None:
+    producer = roles.granted("producer", ["a"])
+    message = db.value("select message_id from pgpark.mailbox where task_id = %s", rival["done"])
+    for task in (*rival.values(), 987654321):
+        assert producer.rows("select * from pgpark.park_status(%s)", task) == []
+        assert producer.rows("select * from pgpark.park_result(%s)", task) == []
+        assert producer.rows("select * from pgpark.park_parts(%s)", task) == []
+        assert producer.value("select pgpark.park_cancel(%s)", task) == "unknown"
+    assert producer.value("select pgpark.park_ack(%s)", [message]) == 0
+    assert db.status(rival["running"])["status"] == "running"
+    assert db.status(rival["parked"])["status"] == "parked"
+    assert db.outcome(rival["done"]) == ("completed", None)
+
+
+@pytest.mark.usefixtures("rival")
+def test_a_producer_can_neither_submit_nor_fetch_for_another_tenant(db: Database, roles: Roles) -> None:
+    producer = roles.granted("producer", ["a"])
+    refused(lambda: producer.submit(tenant="rival"), "may not submit to pool 'gpu' for tenant 'rival'")
+    refused(lambda: producer.submit(), "may not submit to pool 'gpu' without a tenant")
+    mixed = [{"payload": 1, "tenant": "a"}, {"payload": 1, "tenant": "rival"}]
+    refused(lambda: producer.rows("select * from pgpark.park_submit_many('gpu', %s)", Jsonb(mixed)), "rival")
+    refused(lambda: producer.rows("select * from pgpark.park_fetch('rival')"), "may not fetch for tenant 'rival'")
+    refused(lambda: producer.rows("select * from pgpark.park_fetch_of('gpu', 'rival')"))
+    refused(lambda: producer.rows("select * from pgpark.park_stats()"), "may not see numbers of pools")
+    assert db.value("select count(*) from pgpark.task") == 2
+
+
+def test_the_refusal_says_what_is_granted(db: Database, roles: Roles) -> None:
+    db.pool()
+    producer = roles.granted("producer", ["a", "b"], ["gpu"])
+    with pytest.raises(DENIED) as caught:
+        producer.submit(tenant="c")
+    assert caught.value.diag.message_hint == (
+        "Granted to it: producer of tenants a, b in pools gpu. Who may change that: pgpark grant."
+    )
+
+
+def test_an_idempotency_key_is_the_tenants_own(db: Database, roles: Roles, rival: dict[str, int]) -> None:
+    producer = roles.granted("producer", ["a"])
+    mine = producer.submit(tenant="a", idempotency_key="k")
+    assert (mine["status"], mine["reason"]) == ("parked", None)
+    assert producer.submit(tenant="a", idempotency_key="k")["task_id"] == mine["task_id"]
+    assert db.submit(tenant="rival", idempotency_key="k")["task_id"] == rival["done"]
+    tasks = [{"payload": 1, "tenant": tenant, "idempotency_key": "n"} for tenant in ("a", "b", "a")]
+    rows = db.rows("select * from pgpark.park_submit_many('gpu', %s)", Jsonb(tasks))
+    assert [row["reason"] for row in rows] == [None, None, "duplicate"]
+    assert rows[2]["task_id"] == rows[0]["task_id"]
+
+
+def test_a_producer_of_a_pool_uses_no_other(db: Database, roles: Roles) -> None:
+    db.pool()
+    db.pool("cpu")
+    producer = roles.granted("producer", pools=["cpu"])
+    task = producer.parked("cpu", tenant="a")
+    refused(lambda: producer.submit("gpu"), "may not submit to pool 'gpu'")
+    refused(lambda: producer.rows("select * from pgpark.park_submit_many('gpu', '[]')"), "may not submit to pool 'gpu'")
+    foreign = db.parked("gpu", tenant="a")
+    assert producer.rows("select * from pgpark.park_status(%s)", foreign) == []
+    for pool, own in (("gpu", foreign), ("cpu", task)):
+        db.claim(pool)
+        db.finish(own)
+    assert [row["task_id"] for row in producer.rows("select * from pgpark.park_fetch('a')")] == [task]
+    assert [row["pool"] for row in producer.rows("select * from pgpark.park_stats()")] == ["cpu"]
+    with pytest.raises(DENIED):
+        producer.rows("select * from pgpark.park_fetch_of('gpu', 'a')")
+
+
+def test_a_producer_without_tenants_may_submit_for_any(db: Database, roles: Roles) -> None:
+    db.pool()
+    producer = roles.granted("producer")
+    for task in (producer.parked(tenant="a"), producer.parked()):
+        assert producer.status(task)["status"] == "parked"
+    refused(lambda: producer.rows("select * from pgpark.park_claim('gpu', 'w')"), "permission denied for function")
+
+
+# -- workers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_of_a_pool_lives_its_whole_life_there(db: Database, roles: Roles) -> None:
+    db.pool(mailbox={"notifier": {"type": "http", "base_url": "http://localhost:1"}})
+    tasks = [db.parked(tenant="a", payload=n) for n in range(5)]
+    worker = roles.granted("worker", pools=["gpu"])
+    rows = worker.claim(max_tasks=4)
+    assert [(row["task_id"], row["payload"]) for row in rows] == list(zip(tasks, range(4), strict=False))
+    assert worker.rows("select * from pgpark.park_heartbeat('gpu', 'w', %s)", tasks[:4]) == []
+    assert worker.value("select pgpark.park_emit(%s, 1, %s)", tasks[0], Jsonb([{"content": 1}])) is True
+    assert worker.finish(tasks[0], result="x") is True
+    assert worker.value("select pgpark.park_release(%s, 1)", tasks[1]) is True
+    outcomes = Jsonb([{"task_id": tasks[2], "attempt": 1}])
+    assert worker.rows("select * from pgpark.park_finish_many(%s)", outcomes)[0]["accepted"] is True
+    outcomes = Jsonb([{"task_id": tasks[3], "attempt": 1}])
+    taken = worker.rows("select * from pgpark.park_next('gpu', 'w', %s, 10)", outcomes)
+    assert [row["task_id"] for row in taken] == [tasks[1], tasks[4]]
+    worker.maintain("gpu")
+    callbacks = worker.rows("select * from pgpark.park_callbacks()")
+    assert len(callbacks) == 3
+    done = "select pgpark.park_callback_done(%s, %s, 200)"
+    assert worker.value(done, callbacks[0]["callback_id"], callbacks[0]["attempt"]) == "delivered"
+    assert worker.stats()["running"] == 2
+
+
+def test_another_pools_tasks_are_fenced_from_a_worker(db: Database, roles: Roles) -> None:
+    db.pool(mailbox={"notifier": {"type": "http", "base_url": "http://localhost:1"}})
+    db.pool("cpu")
+    ended, task = db.parked(tenant="a"), db.parked(tenant="a")
+    db.claim()
+    db.finish(ended)
+    worker = roles.granted("worker", pools=["cpu"])
+    refused(lambda: worker.claim("gpu"), "may not claim from pool 'gpu'")
+    refused(lambda: worker.claim("nowhere"), "may not claim from pool 'nowhere'")
+    refused(lambda: worker.rows("select * from pgpark.park_next('gpu', 'w')"))
+    refused(lambda: worker.rows("select * from pgpark.park_heartbeat('gpu', 'w', %s)", [task]))
+    refused(lambda: worker.rows("select * from pgpark.park_explain('gpu')"))
+    refused(lambda: worker.stats("gpu"))
+    refused(lambda: worker.rows("select * from pgpark.park_callbacks(10, 'gpu')"))
+    assert worker.rows("select * from pgpark.park_heartbeat('cpu', 'w', %s)", [task]) == [{"park_heartbeat": task}]
+    assert worker.finish(task) is False
+    assert worker.value("select pgpark.park_release(%s, 1)", task) is False
+    assert worker.value("select pgpark.park_emit(%s, 1, %s)", task, Jsonb([{"content": 1}])) is False
+    emissions = Jsonb([{"task_id": task, "attempt": 1, "parts": [{"content": 1}]}])
+    assert worker.rows("select * from pgpark.park_emit_many(%s)", emissions)[0]["accepted"] is False
+    outcomes = Jsonb([{"task_id": task, "attempt": 1}])
+    assert worker.rows("select * from pgpark.park_finish_many(%s)", outcomes) == [{"task_id": task, "accepted": False}]
+    (row,) = worker.rows("select * from pgpark.park_next('cpu', 'w', %s)", outcomes)
+    assert (row["task_id"], row["fenced"]) == (task, True)
+    assert worker.rows("select * from pgpark.park_callbacks_due()") == []
+    assert worker.rows("select * from pgpark.park_callbacks()") == []
+    (callback,) = db.rows("select * from pgpark.park_callbacks()")
+    done = "select pgpark.park_callback_done(%s, 1, 200)"
+    assert worker.value(done, callback["callback_id"]) == "unknown"
+    assert db.status(task)["status"] == "running"
+    assert db.value(done, callback["callback_id"]) == "delivered"
+
+
+def test_an_unknown_pool_names_only_those_that_the_role_may_use(db: Database, roles: Roles) -> None:
+    for name in ("gpu", "secret_project"):
+        db.pool(name)
+    reader = roles.granted("producer", tenants=["a"], pools=["gpu"])
+    db.rows("select pgpark.park_drop_pool('gpu')")
+    with pytest.raises(psycopg.errors.UndefinedObject) as caught:
+        reader.submit("gpu", tenant="a")
+    assert "secret_project" not in str(caught.value.diag.message_hint)
+
+
+# -- readers and admins ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("rival")
+def test_a_reader_sees_numbers_and_no_payloads(roles: Roles) -> None:
+    reader = roles.granted("reader")
+    assert reader.stats()["running"] == 1
+    assert [row["why"] for row in reader.rows("select * from pgpark.park_explain('gpu')")] == ["may start"]
+    assert len(reader.rows("select * from pgpark.park_pools()")) == 1
+    for statement in (
+        "select * from pgpark.park_result(1)",
+        "select * from pgpark.park_fetch('rival')",
+        "select * from pgpark.park_callbacks()",
+        "select * from pgpark.park_dead_letters()",
+        "select * from pgpark.park_claim('gpu', 'w')",
+    ):
+        refused(lambda statement=statement: reader.rows(statement), "permission denied for function")
+
+
+def test_a_reader_of_a_pool_sees_that_one(db: Database, roles: Roles) -> None:
+    db.pool()
+    db.pool("cpu")
+    reader = roles.granted("reader", pools=["cpu"])
+    assert [row["pool"] for row in reader.rows("select * from pgpark.park_stats()")] == ["cpu"]
+    assert [row["name"] for row in reader.rows("select * from pgpark.park_pools()")] == ["cpu"]
+    refused(lambda: reader.rows("select * from pgpark.park_stats('gpu')"), "may not see numbers of pool 'gpu'")
+
+
+def test_an_admin_makes_pools_and_grants_access(roles: Roles) -> None:
+    admin = roles.granted("admin")
+    assert admin.pool("made", max_units=3) == "created"
+    task = admin.parked("made", tenant="a")
+    assert admin.claimed("made") == [task]
+    admin.finish(task, result="x")
+    assert admin.outcome(task) == ("completed", None)
+    newcomer = roles.make()
+    admin.rows("select pgpark.park_grant(%s, 'reader')", newcomer)
+    assert roles.session(newcomer).stats("made")["completed"] == 1
+    listed = admin.rows("select * from pgpark.park_grants()")
+    assert {(row["role"], row["kind"]) for row in listed} >= {(newcomer, "reader")}
+    admin.rows("select pgpark.park_set_pool_state('made', 'paused')")
+    admin.rows("select pgpark.park_drop_pool('made', true)")
+    assert admin.rows("select * from pgpark.park_dead_letters()") == []
+
+
+def test_what_was_revoked_is_gone_at_once_and_the_role_can_be_dropped(db: Database, roles: Roles) -> None:
+    db.pool()
+    role = roles.make()
+    roles.grant(role, "reader")
+    roles.grant(role, "worker")
+    session = roles.session(role)
+    assert db.value("select pgpark.park_revoke(%s, 'worker')", role) == 1
+    assert session.stats()["parked"] == 0
+    refused(lambda: session.claim())
+    assert db.value("select pgpark.park_revoke(%s)", role) == 1
+    assert db.value("select pgpark.park_revoke(%s)", role) == 0
+    assert callable_by(session) == set()
+    session.close()
+    db.connection.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
+    roles.made.remove(role)
+    assert db.rows("select * from pgpark.park_grants()") == []
+
+
+def test_a_second_grant_of_a_kind_replaces_the_first(db: Database, roles: Roles) -> None:
+    db.pool()
+    role = roles.make()
+    roles.grant(role, "producer", ["a"])
+    roles.grant(role, "producer", ["b"], ["gpu"])
+    session = roles.session(role)
+    session.parked(tenant="b")
+    refused(lambda: session.submit(tenant="a"))
+    (row,) = db.rows("select * from pgpark.park_grants()")
+    assert row == {"role": role, "kind": "producer", "tenants": ["b"], "pools": ["gpu"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "state", "message"),
+    [
+        (("nobody_of_this_name", "reader", None, None), "42704", "unknown role 'nobody_of_this_name'"),
+        ((None, "reader", None, None), "42704", "unknown role NULL"),
+        (("public", "reader", None, None), "42704", "unknown role 'public'"),
+        (("ROLE", "king", None, None), "22023", "unknown kind of access 'king'; use producer, worker, reader or admin"),
+        (("ROLE", None, None, None), "22023", "unknown kind of access NULL"),
+        (("ROLE", "worker", ["a"], None), "22023", "tenants go with producer, not with worker"),
+        (("ROLE", "admin", None, ["gpu"]), "22023", "an admin has all pools"),
+        (("ROLE", "producer", [], None), "22023", "must name at least one"),
+        (("ROLE", "producer", ["a", None], None), "22023", "must name at least one"),
+        (("ROLE", "worker", None, ["gpu", "typo"]), "42704", "unknown pool 'typo'"),
+    ],
+)
+def test_a_grant_that_makes_no_sense_is_refused(
+    db: Database, roles: Roles, arguments: tuple[Any, ...], state: str, message: str
+) -> None:
+    db.pool()
+    role = roles.make()
+    given = [role if argument == "ROLE" else argument for argument in arguments]
+    with pytest.raises(psycopg.Error, match=message) as caught:
+        roles.grant(*given)
+    assert caught.value.sqlstate == state
+    assert db.rows("select * from pgpark.park_grants()") == []
+
+
+# -- who is asking ---------------------------------------------------------------------------------------------------
+
+
+def test_members_have_what_their_group_was_granted(db: Database, roles: Roles) -> None:
+    db.pool()
+    group = roles.make()
+    roles.grant(group, "producer", ["a"])
+    member = roles.session(roles.make(within=group))
+    member.parked(tenant="a")
+    refused(lambda: member.submit(tenant="b"))
+    member.connection.execute(sql.SQL("set role {}").format(sql.Identifier(group)))
+    member.parked(tenant="a")
+    refused(lambda: member.submit(tenant="b"))
+
+
+def test_a_role_that_gives_up_its_rights_has_given_them_up(db: Database, roles: Roles) -> None:
+    db.pool()
+    lesser = roles.make()
+    roles.grant(lesser, "producer", ["a"])
+    greater = roles.make(within=lesser)
+    roles.grant(greater, "producer", ["b"])
+    session = roles.session(greater)
+    session.parked(tenant="b")
+    session.connection.execute(sql.SQL("set role {}").format(sql.Identifier(lesser)))
+    session.parked(tenant="a")
+    refused(lambda: session.submit(tenant="b"))
+    owner_name = db.value("select current_user")
+    with pytest.raises(DENIED):
+        session.connection.execute(sql.SQL("set role {}").format(sql.Identifier(owner_name)))
+
+
+def test_a_function_around_ours_lends_nobody_the_rights_of_its_owner(db: Database, roles: Roles) -> None:
+    """Neither the owner of the wrapper gains by who calls it, nor its caller by who owns it."""
+    db.pool()
+    owner, caller = roles.make(), roles.make()
+    roles.grant(owner, "producer", ["a"])
+    db.connection.execute(sql.SQL("create schema wrapped authorization {}").format(sql.Identifier(owner)))
+    wrapping = roles.session(owner)
+    wrapping.connection.execute(
+        "create function wrapped.submit(tenant text) returns text security definer language sql as"
+        " $$ select status from pgpark.park_submit('gpu', '{}', tenant => submit.tenant) $$"
+    )
+    wrapping.connection.execute("grant usage on schema wrapped to public")
+    asking = roles.session(caller)
+    for tenant in ("a", "b"):
+        refused(lambda tenant=tenant: asking.rows("select wrapped.submit(%s)", tenant), "may not submit")
+    roles.grant(caller, "producer", ["b"])
+    assert asking.value("select wrapped.submit('b')") == "parked"
+    refused(lambda: asking.rows("select wrapped.submit('a')"), "for tenant 'a'")
+    assert wrapping.value("select wrapped.submit('a')") == "parked"
+    refused(lambda: wrapping.rows("select wrapped.submit('b')"), "for tenant 'b'")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'quo"te',
+        "semi; drop schema pgpark cascade; --",
+        "apostro'phe",
+        "Üñïcødé 漢字 🅿",
+        "x" * 63,
+        "ü" * 31,
+        " ",
+        "%s %I %L",
+    ],
+)
+def test_names_are_only_names(db: Database, roles: Roles, name: str) -> None:
+    db.pool()
+    role = roles.make(name + uuid.uuid4().hex[:8] if len(name.encode()) < 50 else name)
+    roles.grant(role, "producer", [name])
+    session = roles.session(role)
+    task = session.parked(tenant=name, user_id=name, session_id=name, idempotency_key=name, payload=name)
+    refused(lambda: session.submit(tenant=name + "x"), "may not submit")
+    assert db.claim(worker=name[:60])[0]["payload"] == name
+    db.finish(task, result=name)
+    (message,) = session.rows("select * from pgpark.park_fetch(%s, %s, %s)", name, name, name)
+    assert message["payload"] == name
+    assert db.value("select pgpark.park_revoke(%s)", role) == 1
+
+
+# -- what surrounds a session ----------------------------------------------------------------------------------------
+
+# Things of the attacker's own that have the names of what our functions use.
+SHADOWS = """
+create table {schema}.task (like information_schema.sql_features);
+create table {schema}.pool (like information_schema.sql_features);
+create table {schema}.mailbox (like information_schema.sql_features);
+create table {schema}.fallen (who text);
+create function {schema}.trap(text) returns text language plpgsql as
+  $$ begin insert into {schema}.fallen values (current_user); return $1; end $$;
+create function {schema}.coalesce_(text) returns text language sql as $$ select {schema}.trap($1) $$;
+create function {schema}.quote_literal(text) returns text language sql as $$ select {schema}.trap($1) $$;
+create function {schema}.format(text, text) returns text language sql as $$ select {schema}.trap($1) $$;
+create function {schema}.pg_notify(text, text) returns void language sql as $$ select {schema}.trap($1) $$;
+create function {schema}.cardinality(bigint[]) returns int language sql as $$ select length({schema}.trap('1')) $$;
+create function {schema}.array_position(text[], text) returns int language sql as
+  $$ select length({schema}.trap('1')) $$;
+create function {schema}.equal(text, text) returns boolean language sql as $$ select {schema}.trap($1) is not null $$;
+create function {schema}.equal(bigint, bigint) returns boolean language sql as $$ select {schema}.trap('') is null $$;
+create function {schema}.less(timestamptz, timestamptz) returns boolean language sql as
+  $$ select {schema}.trap('') is null $$;
+create operator {schema}.= (leftarg = text, rightarg = text, function = {schema}.equal);
+create operator {schema}.= (leftarg = bigint, rightarg = bigint, function = {schema}.equal);
+create operator {schema}.<= (leftarg = timestamptz, rightarg = timestamptz, function = {schema}.less);
+"""
+
+
+def whole_life(session: Database) -> None:
+    """What an admin's session calls, from a pool's making to its end."""
+    session.pool("lot", max_queue_depth=5, fairness="tenant", tenants={"a": {"max_units": 5}})
+    life_in_the_lot(session)
+    session.rows("select pgpark.park_drop_pool('lot', true)")
+
+
+def life_in_the_lot(session: Database) -> None:
+    """No times are read: some settings change how they are written."""
+    task = session.parked("lot", tenant="a", idempotency_key="k", deadline="2999-01-01T00:00:00Z", payload="p")
+    session.rows(
+        "select * from pgpark.park_submit_many('lot', %s)", Jsonb([{"payload": 1, "tenant": "a"}, {"payload": 2}])
+    )
+    session.rows("select * from pgpark.park_explain('lot')")
+    session.rows("select * from pgpark.park_stats()")
+    assert session.rows("select payload from pgpark.park_claim('lot', 'w')") == [{"payload": "p"}]
+    session.rows("select * from pgpark.park_heartbeat('lot', 'w', %s)", [task])
+    session.rows("select pgpark.park_emit(%s, 1, %s)", task, Jsonb([{"content": 1}]))
+    assert session.finish(task, result="r")
+    messages = session.rows("select message_id, task_id, payload from pgpark.park_fetch_of('lot', 'a')")
+    assert (messages[-1]["task_id"], messages[-1]["payload"]) == (task, "r")
+    session.rows("select expired, reclaimed from pgpark.park_maintain('lot')")
+    assert session.value("select pgpark.park_ack(%s)", [messages[-1]["message_id"]]) == 1
+
+
+@pytest.mark.parametrize("where", ["own", "pg_temp"])
+def test_things_of_the_sessions_own_are_never_taken_for_ours(db: Database, roles: Roles, where: str) -> None:
+    role = roles.make()
+    roles.grant(role, "admin")
+    session = roles.session(role)
+    if where == "own":
+        db.connection.execute(sql.SQL("create schema own authorization {}").format(sql.Identifier(role)))
+    session.connection.execute(SHADOWS.format(schema=where))
+    session.connection.execute(f"set search_path = {where}, pg_catalog")
+    whole_life(session)
+    session.connection.execute(f"set search_path = {where}, pgpark, public, pg_catalog")
+    whole_life(session)
+    assert session.value(f"select count(*) from {where}.fallen") == 0
+    session.rows(f"select {where}.trap('x')")
+    assert session.value(f"select count(*) from {where}.fallen") == 1  # the trap does work
+
+
+def test_a_cast_of_the_sessions_own_runs_as_the_session(db: Database, roles: Roles) -> None:
+    db.pool()
+    role = roles.make()
+    roles.grant(role, "producer", ["a"])
+    db.connection.execute(sql.SQL("create schema own authorization {}").format(sql.Identifier(role)))
+    session = roles.session(role)
+    session.connection.execute("create type own.odd as (x text)")
+    session.connection.execute(
+        "create function own.as_json(own.odd) returns jsonb language sql as $$ select to_jsonb(current_user::text) $$"
+    )
+    session.connection.execute("create cast (own.odd as jsonb) with function own.as_json(own.odd) as implicit")
+    session.rows("select * from pgpark.park_submit('gpu', row('x')::own.odd, tenant => 'a')")
+    assert db.claim()[0]["payload"] == role
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "datestyle = 'SQL, DMY'",
+        "intervalstyle = 'sql_standard'",
+        "timezone = 'Asia/Kathmandu'",
+        "extra_float_digits = -15",
+        "bytea_output = 'escape'",
+        "array_nulls = off",
+        "escape_string_warning = off",
+        "quote_all_identifiers = on",
+        "transform_null_equals = on",
+        "client_encoding = 'LATIN1'",
+        "enable_indexscan = off",
+        "enable_nestloop = off",
+        "plan_cache_mode = force_custom_plan",
+        "work_mem = '64kB'",
+        "row_security = off",
+        "default_transaction_isolation = 'read uncommitted'",
+        "check_function_bodies = off",
+        "plpgsql.variable_conflict = 'error'",
+        "plpgsql.extra_errors = 'all'",
+        "default_table_access_method = 'heap'",
+        "pgpark.caller = 'postgres'",
+    ],
+)
+def test_no_setting_of_a_session_changes_what_is_done(roles: Roles, setting: str) -> None:
+    session = roles.granted("admin")
+    with contextlib.suppress(psycopg.errors.UndefinedObject, DENIED):  # unknown to this server, or a superuser's
+        session.connection.execute(f"set {setting}")
+    whole_life(session)
+
+
+def test_no_literal_of_ours_depends_on_standard_conforming_strings(db: Database) -> None:
+    for row in db.rows("select proname, prosrc from pg_proc where pronamespace = 'pgpark'::regnamespace"):
+        plain = re.sub(r"\bE'(?:[^'\\]|\\.|'')*'", "", row["prosrc"])
+        assert "\\" not in plain, row["proname"]
+
+
+def test_nothing_waits_for_a_lock_that_anybody_can_take(db: Database) -> None:
+    assert (
+        db.rows("select proname from pg_proc where pronamespace = 'pgpark'::regnamespace and prosrc ~ 'advisory'") == []
+    )
+    db.pool("lot", max_queue_depth=5, fairness="tenant", tenants={"a": {"max_units": 5}})  # pgmq takes one for a queue
+    db.connection.execute("begin")
+    life_in_the_lot(db)
+    db.rows("select pgpark.park_set_pool_state('lot', 'draining')")
+    assert db.rows("select * from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()") == []
+    db.connection.execute("rollback")
+
+
+def test_a_submitter_waits_for_who_closes_the_pool_and_nobody_else(
+    db: Database, connect: Callable[[], Database]
+) -> None:
+    """The door: shared by submitters, alone for who drains; a dropped pool's door is used again."""
+    db.pool()
+    other, watcher = connect(), connect()
+    other.connection.execute("begin")
+    other.parked()
+    db.parked()  # beside an open submit
+    draining = Background(db, watcher, lambda: db.rows("select pgpark.park_set_pool_state('gpu', 'draining')"))
+    draining.wait_until_blocked()
+    other.connection.execute("commit")
+    draining.result()
+    assert db.submit()["reason"] == "pool_closed"
+    door = db.value("select door from pgpark.pool")
+    db.rows("select pgpark.park_drop_pool('gpu', true)")
+    db.pool("next")
+    assert db.value("select door from pgpark.pool") == door
+    db.parked("next")
+
+
+@pytest.mark.usefixtures("rival")
+def test_statistics_show_a_stranger_nothing(db: Database, roles: Roles) -> None:
+    db.connection.execute("analyze")
+    session = roles.granted("producer", ["a"])
+    assert session.rows("select * from pg_stats where schemaname in ('pgpark', 'pgmq')") == []
+    assert db.rows("select * from pg_stats where schemaname = 'pgpark'") != []
+    seen = session.rows("select query from pg_stat_activity where usename <> session_user and query ~ 'pgpark'")
+    assert {row["query"] for row in seen} <= {"<insufficient privilege>"}
