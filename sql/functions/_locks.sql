@@ -20,7 +20,7 @@ set search_path = pgpark, pg_temp
 as $$
 declare
   door int := (
-    select min(n.door)
+    select min(n.door)::int
     from generate_series(1, (select count(*) + 1 from pool)) as n (door)
     where not exists (select from pool p where p.door = n.door));
 begin

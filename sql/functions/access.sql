@@ -159,7 +159,7 @@ as $$
 #variable_conflict use_column
 declare
   granted constant text[] := array(select a.kind from access a where a.role = quote_ident(_open_to.role)::regrole);
-  callable text;
+  callable regprocedure;
 begin
   execute format('revoke all on all functions in schema pgpark from %I', _open_to.role);
   execute format('revoke all on schema pgpark from %I', _open_to.role);
@@ -168,7 +168,7 @@ begin
   end if;
   execute format('grant usage on schema pgpark to %I', _open_to.role);
   for callable in
-    select f.oid::regprocedure::text
+    select f.oid::regprocedure
     from pg_proc f
     left join pgpark._calls() c on c.name = f.proname
     where f.pronamespace = 'pgpark'::regnamespace

@@ -114,7 +114,7 @@ as $$
 begin
   return (
     select case when bool_and(w.max_units is not null)
-                then max(w.max_units - coalesce(h.units, 0)) end
+                then max(w.max_units - coalesce(h.units, 0))::bigint end
     from worker w
     left join lateral (
       select sum(y.units) as units

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.conftest import Database
+from tests.conftest import Database, wait_for
 
 PASSED = 10_000
 BATCH = 100
@@ -149,6 +149,11 @@ def empty(db: Database) -> None:
     assert db.value("select count(*) from pgpark.task") == 0
 
 
+def until_the_floors_have_risen(db: Database, before: int) -> None:
+    """Claims until one reads as little as before: whoever writes on this server, in another test, may hold them up."""
+    wait_for(lambda: claim(db) <= before + SLACK, what="for the floors to rise")
+
+
 @pytest.fixture
 def old_snapshot(connect: Callable[[], Database]) -> Iterator[None]:
     """Held from before anything is submitted."""
@@ -173,6 +178,7 @@ def test_what_calls_read_does_not_grow_under_an_old_snapshot(db: Database) -> No
         outcomes = outcomes_of(rows)
     empty(db)
     db.connection.execute("vacuum analyze")
+    until_the_floors_have_risen(db, before["claim"])
     after = {name: call(db) for name, call in CALLS.items()}
     assert {name: (count, before[name]) for name, count in after.items() if count > before[name] + SLACK} == {}
 
@@ -196,5 +202,5 @@ def test_deadlines_and_delays_that_are_over_are_not_read_again(db: Database) -> 
     empty(db)
     db.advance(10)
     db.connection.execute("vacuum analyze")
-    assert claim(db) <= before + SLACK
+    until_the_floors_have_risen(db, before)
     assert calling("park_maintain('gpu')")(db) <= before + SLACK
