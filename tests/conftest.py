@@ -307,6 +307,16 @@ def db(connect: Callable[[], Database]) -> Database:
     return connect()
 
 
+@pytest.fixture
+def role(db: Database) -> Iterator[str]:
+    """A login without any rights, dropped after the test."""
+    name = f"pgpark_test_{uuid.uuid4().hex[:12]}"
+    db.connection.execute(f"create role {name} login")
+    yield name
+    db.connection.execute(f"drop owned by {name}")
+    db.connection.execute(f"drop role {name}")
+
+
 class Background:
     """A statement that runs in a thread of its own, so that a test can watch it wait for a lock."""
 

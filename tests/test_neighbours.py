@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
-from collections.abc import Iterator
 
 import psycopg
-import pytest
 
 from pgpark import AsyncClient, Client, calls
 from tests import handlers
 from tests.conftest import Database
 from tests.receiver import Receiver
 from tests.test_worker import eventually, function, working
-
-
-@pytest.fixture
-def role(db: Database) -> Iterator[str]:
-    name = f"pgpark_test_{uuid.uuid4().hex[:12]}"
-    db.connection.execute(f"create role {name} login")
-    yield name
-    db.connection.execute(f"drop owned by {name}")
-    db.connection.execute(f"drop role {name}")
 
 
 def acting_as(dsn: str, role: str) -> str:

@@ -66,8 +66,8 @@ begin
 end
 $$;
 
--- Books what tasks take that start on a worker: units, of which their sum is given, of a tenant's share, and of the waiting places. The
--- last past_head of them start past a head.
+-- Books what tasks take that start on a worker: units, of which their sum is given, of a tenant's share, and of the waiting
+-- places. The last past_head of them start past a head.
 create or replace function pgpark._book_start(lot pgpark.pool, worker text, ids bigint[], units bigint, past_head int)
 returns void
 language plpgsql

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
-
 import pytest
 
 from tests.cli.test_commands import Pgpark, pgpark
 from tests.conftest import Database
 
 __all__ = ["pgpark"]
-
-
-@pytest.fixture
-def role(db: Database) -> Iterator[str]:
-    name = f"pgpark_test_{uuid.uuid4().hex[:12]}"
-    db.connection.execute(f"create role {name} login")
-    yield name
-    db.connection.execute(f"drop owned by {name}")
-    db.connection.execute(f"drop role {name}")
 
 
 def test_access_is_granted_listed_and_revoked(db: Database, pgpark: Pgpark, role: str) -> None:
