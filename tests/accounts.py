@@ -1,0 +1,84 @@
+"""The accounts of a database: what must add up whenever nobody is at work, whatever happened before. Reads tables,
+and calls no function of what it audits. What each task did on the way is the soak's to check (tests/soak)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+# Each finds what should not be: rows of one text.
+RULES = {
+    "units in use are not those of what runs": """
+        select format('pool %s, worker %s: %s booked, %s running', p.name, u.worker, sum(u.booked), sum(u.running))
+        from (
+          select pool_id, worker, units as booked, 0 as running from pgpark.tally
+          union all
+          select pool_id, worker, 0, units from pgpark.task where state in ('running', 'cancelling')) u
+        join pgpark.pool p using (pool_id)
+        group by p.name, u.worker
+        having sum(u.booked) <> sum(u.running)""",
+    "free places are not what the depth leaves": """
+        select format('pool %s: %s free, %s wait, depth %s', p.name, s.free, t.waiting, p.max_queue_depth)
+        from pgpark.pool p,
+          lateral (select coalesce(sum(free), 0) as free from pgpark.place l where l.pool_id = p.pool_id) s,
+          lateral (select count(*) as waiting from pgpark.task t
+                   where t.pool_id = p.pool_id and t.state in ('parked', 'delayed')) t
+        where p.max_queue_depth is not null and s.free <> p.max_queue_depth - t.waiting""",
+    "a task that has an outcome is still there": """
+        select format('task %s: %s', t.task_id, t.state)
+        from pgpark.task t
+        join pgpark.mailbox m using (task_id)""",
+    "a task of no pool": """
+        select format('task %s: %s', task_id, state)
+        from pgpark.task t
+        where not exists (select from pgpark.pool p where p.pool_id = t.pool_id)""",
+}
+MESSAGES = """
+    select format('%%s: message %%s', {pool}, msg_id)
+    from {table} q
+    where {live} and not exists (
+      select from pgpark.task t where t.pool_id = {pool_id} and t.msg_id = q.msg_id)
+    union all
+    select format('%%s: task %%s', {pool}, task_id)
+    from pgpark.task t
+    where t.pool_id = {pool_id} and not exists (
+      select from {table} q where q.msg_id = t.msg_id and {live})"""
+
+
+def faults(dsn: str) -> list[str]:
+    """Whatever does not add up, a line each."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        found = [f"{what}: {line}" for what, query in RULES.items() for (line,) in connection.execute(query.encode())]
+        pools = connection.execute("select pool_id, name, queue_type, queue_name from pgpark.pool").fetchall()
+        for pool_id, name, kind, queue in pools:
+            custom = kind == "postgres_custom"
+            query = sql.SQL(MESSAGES).format(
+                pool=sql.Literal(name),
+                pool_id=sql.Literal(pool_id),
+                table=sql.Identifier("pgpark", queue) if custom else sql.Identifier("pgmq", f"q_{queue}"),
+                live=sql.SQL("archived_at is null" if custom else "true"),
+            )
+            found += [f"a message without its task, or a task without: {line}" for (line,) in connection.execute(query)]
+    return found
+
+
+def outcomes(dsn: str, accepted: Iterable[int]) -> dict[str, int]:
+    """How many of these tasks, all of which have ended, have which outcome; none of them was fetched. Fails for one
+    that has none, or more, and for one that nobody submitted."""
+    wanted = set(accepted)
+    counts: dict[str, int] = {}
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
+        rows: list[dict[str, Any]] = connection.execute("select task_id, status from pgpark.mailbox").fetchall()
+        live = connection.execute("select task_id, state from pgpark.task").fetchall()
+    ids = [row["task_id"] for row in rows]
+    assert not live, f"{len(live)} tasks have not ended: {live[:5]}"
+    assert len(ids) == len(set(ids)), "a task has two outcomes"
+    assert not wanted - set(ids), f"without an outcome: {sorted(wanted - set(ids))[:5]}"
+    assert not set(ids) - wanted, f"never accepted: {sorted(set(ids) - wanted)[:5]}"
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    return counts
