@@ -11,7 +11,7 @@ SABOTAGE = {
     "units in use": "update pgpark.tally set units = units + 1 where units > 0",
     "free places": "update pgpark.place set free = free + 1 where place_id = (select max(place_id) from pgpark.place)",
     "has an outcome": "insert into pgpark.mailbox (task_id, pool, status, priority, units, attempt, submitted_at,"
-    " created_at, pool_id, storage) select task_id, 'gpu', 'failed', 1, 1, 1, now(), now(), pool_id, 'postgres'"
+    " created_at, pool_id, storage) select task_id, 'gpu', 'failed', 1, 1, 1, now(), now(), pool_id, 'mailbox_messages'"
     " from pgpark.task limit 1",
     "of no pool": "update pgpark.task set pool_id = -1 where state = 'parked'",
     "message without its task": "delete from pgpark.task where state = 'parked'",
