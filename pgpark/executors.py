@@ -53,11 +53,11 @@ class HandlerError(Exception):
 class TaskContext:
     """What a handler may ask for as its second argument: the claimed `task`, its `pool`, whether to stop, and a way to
     tell a waiting client what there is so far. task: as it was claimed, or a row, of which a Claimed is made when
-    somebody asks. announce: see PartBuffer."""
+    somebody asks. parts: where what it emits goes."""
 
-    def __init__(self, pool: str, task: Claimed | ClaimedRow, announce: Callable[[], None] | None = None) -> None:
+    def __init__(self, pool: str, task: Claimed | ClaimedRow, parts: PartBuffer | None = None) -> None:
         self.pool = pool
-        self.parts = PartBuffer(announce)
+        self.parts = parts or PartBuffer()
         self._claimed = task
         self._stopping = False
 

@@ -37,7 +37,7 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 @dataclass(frozen=True)
-class _Emitted:
+class Emitted:
     """A part that waits, and its size in bytes."""
 
     kind: PartKind
@@ -67,9 +67,9 @@ class PartBuffer:
         self._lock = threading.Lock()
         self._changed: threading.Condition | None = None  # of that lock, once a thread waits for room
         self._room: asyncio.Event | None = None  # the same for a coroutine
-        self._waiting: list[_Emitted | None] = []  # None: progress that later progress has replaced
+        self._waiting: list[Emitted | None] = []  # None: progress that later progress has replaced
         self._progress_at: int | None = None  # where the progress in it is
-        self._sending: list[_Emitted] = []  # taken, and not known to be written; goes out again as it is
+        self._sending: list[Emitted] = []  # taken, and not known to be written; goes out again as it is
         self._written = 0
         self._count = 0  # of both lists, and their bytes
         self._bytes = 0
@@ -86,7 +86,7 @@ class PartBuffer:
         holds a NUL character, is larger than 1 MiB, or makes the partial results of the attempt exceed 64 MiB, and
         after the database has refused a part.
         """
-        part = _checked(kind, content)
+        part = checked(kind, content)
         with self._lock:
             if kind == "partial" and self._announce is not None and threading.get_ident() != self._home:
                 self._wait_for_room()
@@ -120,7 +120,7 @@ class PartBuffer:
     def _full(self) -> bool:
         return self._count >= _FULL_PARTS or self._bytes >= _FULL_BYTES
 
-    def _add(self, part: _Emitted) -> None:
+    def _add(self, part: Emitted) -> None:
         if part.kind == "progress":
             if self._progress_at is not None:
                 replaced = self._waiting[self._progress_at]
@@ -205,7 +205,8 @@ class PartBuffer:
             self._changed.notify_all()
 
 
-def _checked(kind: PartKind, content: Any) -> _Emitted:
+def checked(kind: PartKind, content: Any) -> Emitted:
+    """A part as it will be written. Raises BadInputError for content that cannot be."""
     try:
         plain = to_jsonable_python(content)
         encoded = json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
@@ -215,7 +216,7 @@ def _checked(kind: PartKind, content: Any) -> _Emitted:
         raise BadInputError("a part must not hold a NUL character: Postgres cannot store it")
     if len(encoded) > LARGEST_PART:
         raise BadInputError(f"a part is too large: {len(encoded)} bytes as JSON, at most {LARGEST_PART}")
-    return _Emitted(kind, plain, len(encoded))
+    return Emitted(kind, plain, len(encoded))
 
 
 class PartPipe:

@@ -37,6 +37,7 @@ from pgpark.listener import listen
 from pgpark.loops import call_soon, wound_up
 from pgpark.models import ClaimedRow
 from pgpark.notifier import NotifierSettings, NotifierThread
+from pgpark.parts import PartBuffer
 
 log = logging.getLogger("pgpark.worker")
 
@@ -376,7 +377,7 @@ class Worker:
         if (earlier := self._hands.get(row.task_id)) is not None:  # lost while we were cut off, and ours again
             self._ask_to_stop(earlier)
             earlier.context.parts.discard()
-        run = Run(row.task_id, row.attempt, TaskContext(self._settings.pool, row, self._flusher.announce))
+        run = Run(row.task_id, row.attempt, TaskContext(self._settings.pool, row, PartBuffer(self._flusher.announce)))
         self._hands.hold(run)
         run.job = asyncio.create_task(self._do(run))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -66,6 +67,36 @@ def never_returns(_payload: Any) -> None:
 
 def kill_worker(_payload: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exit_at_once(_payload: Any) -> None:
+    os._exit(7)
+
+
+def segfault(_payload: Any) -> None:
+    ctypes.string_at(0)
+
+
+def own_process(payload: Any) -> dict[str, Any]:
+    return {"payload": payload, "process": os.getpid()}
+
+
+def fork(_payload: Any) -> str:
+    """Both processes go on from here."""
+    return "child" if os.fork() == 0 else "parent"
+
+
+async def first_crash_then_tell(payload: str, context: TaskContext) -> str:
+    context.emit(payload)
+    if context.task.attempt == 1:
+        await asyncio.sleep(0)
+        os._exit(1)
+    return payload
+
+
+async def emit_too_much(size: int, context: TaskContext) -> None:
+    while True:
+        context.emit("x" * size)
 
 
 async def not_json(payload: str) -> Any:

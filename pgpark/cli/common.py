@@ -6,7 +6,6 @@ import contextlib
 import functools
 import inspect
 import json
-import logging
 import math
 import re
 import sys
@@ -163,15 +162,6 @@ def poll_options(command: F) -> F:
 def seconds_between_looks(poll: bool, poll_secs: float | None) -> float:
     """What these options say, or their defaults."""
     return poll_secs or (_POLL_SECS_WITHOUT_LISTEN if poll else _POLL_SECS_AS_BACKSTOP)
-
-
-def start_logging(verbose: bool) -> None:
-    """Logs to standard error; of the libraries below only what people can use."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.getLogger("psycopg").setLevel(logging.ERROR)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def print_json(value: Row | Mapping[str, Any]) -> None:

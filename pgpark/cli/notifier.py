@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from pgpark import calls
@@ -13,8 +15,8 @@ from pgpark.cli.common import (
     print_json,
     print_rows,
     seconds_between_looks,
-    start_logging,
 )
+from pgpark.logs import start_logging
 from pgpark.notifier import Notifier, NotifierSettings
 
 
@@ -42,7 +44,7 @@ def run_(
 
     Workers do this too for their own pool. Any number may run at once.
     """
-    start_logging(verbose)
+    start_logging(logging.DEBUG if verbose else logging.INFO)
     with settings.database() as dsn:
         Notifier(
             NotifierSettings(

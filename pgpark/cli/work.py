@@ -18,9 +18,10 @@ from pgpark.cli.common import (
     poll_options,
     print_rows,
     seconds_between_looks,
-    start_logging,
 )
 from pgpark.executors import CommandExecutor, Executor, FunctionExecutor, load_handler
+from pgpark.logs import start_logging
+from pgpark.processes import ProcessExecutor
 from pgpark.worker import Worker, WorkerSettings, default_name
 
 
@@ -54,6 +55,12 @@ from pgpark.worker import Worker, WorkerSettings, default_name
     type=click.IntRange(1, 10_000),
     help="Most tasks at once, whatever their units.",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Run --handler in N processes, one task each: one that crashes takes only its own task with it.",
+)
 @click.option("--name", help="Name of this worker; must be its own (default: host, process id, random letters).")
 @poll_options
 @click.option(
@@ -78,6 +85,7 @@ def worker(
     environment: tuple[str, ...],
     units: int | None,
     concurrency: int,
+    processes: int | None,
     name: str | None,
     poll: bool,
     poll_secs: float | None,
@@ -86,8 +94,12 @@ def worker(
     verbose: bool,
 ) -> None:
     """Run the tasks of a POOL until SIGTERM or SIGINT."""
-    start_logging(verbose)
-    executor = _executor(handler, command, environment)
+    start_logging(logging.DEBUG if verbose else logging.INFO)
+    if processes is not None:
+        if click.get_current_context().get_parameter_source("concurrency") is not ParameterSource.DEFAULT:
+            raise click.UsageError("--processes says how many tasks run at once; leave out --concurrency")
+        concurrency = processes
+    executor = _executor(handler, command, environment, in_processes=processes is not None)
     gc.freeze()  # what is loaded by now stays: a collection that looked through it took a tenth of a task's time
     with settings.database() as dsn:
         clean = Worker(
@@ -119,7 +131,7 @@ def maintain(settings: Settings, pool: str | None) -> None:
     print_rows(settings, [report], ("expired", "reclaimed", "promoted", "purged", "next_due"), "")
 
 
-def _executor(handler: str | None, command: str | None, environment: tuple[str, ...]) -> Executor:
+def _executor(handler: str | None, command: str | None, environment: tuple[str, ...], in_processes: bool) -> Executor:
     if handler is not None and command is not None:  # one on the command line wins over one from the environment
         typed = click.get_current_context().get_parameter_source
         if typed("handler") is not typed("command"):
@@ -129,6 +141,8 @@ def _executor(handler: str | None, command: str | None, environment: tuple[str, 
     if handler is not None:
         if environment:
             raise click.UsageError("--exec-env goes with --exec")
-        return FunctionExecutor(load_handler(handler))
+        return ProcessExecutor(handler) if in_processes else FunctionExecutor(load_handler(handler))
+    if in_processes:
+        raise click.UsageError("--processes goes with --handler; --exec runs each task in a process anyway")
     assert command is not None
     return CommandExecutor(command, environment)
