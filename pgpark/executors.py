@@ -152,7 +152,11 @@ class FunctionExecutor:
                 raise HandlerError(f"payload does not fit {self._model.__name__}: {_problems(error)}") from error
         arguments = (payload, context) if self._takes_context else (payload,)
         if self.stoppable:
-            return await self._handler(*arguments)
+            home = os.getpid()
+            try:
+                return await self._handler(*arguments)
+            finally:
+                _leave_if_forked(home)
         return await _in_thread(self._handler, arguments, name=f"{TASK_THREAD}{context.task_id}")
 
 
@@ -271,6 +275,7 @@ def _problems(error: ValidationError) -> str:
 async def _in_thread(handler: Callable[..., Any], arguments: tuple[Any, ...], name: str) -> Any:
     """Runs a plain function in a daemon thread of its own, so that one that never returns cannot hold up the exit."""
     loop = asyncio.get_running_loop()
+    home = os.getpid()
     done: asyncio.Future[tuple[bool, Any]] = loop.create_future()
 
     def settle(succeeded: bool, value: Any) -> None:
@@ -283,6 +288,7 @@ async def _in_thread(handler: Callable[..., Any], arguments: tuple[Any, ...], na
             value = handler(*arguments)
         except BaseException as error:  # SystemExit too: it ends the task, not the worker
             succeeded, value = False, error
+        _leave_if_forked(home)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has gone
             loop.call_soon_threadsafe(settle, succeeded, value)
 
@@ -291,6 +297,12 @@ async def _in_thread(handler: Callable[..., Any], arguments: tuple[Any, ...], na
     if succeeded:
         return value
     raise HandlerError(f"{type(value).__name__}: {value}") from value
+
+
+def _leave_if_forked(home: int) -> None:
+    """Ends a process that a handler has forked and that went on here: this code, and its connections, are another's."""
+    if os.getpid() != home:
+        os._exit(1)
 
 
 def _environment(context: TaskContext, named: frozenset[str]) -> dict[str, str]:

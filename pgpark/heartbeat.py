@@ -12,13 +12,14 @@ from typing import Any
 import psycopg
 from psycopg.rows import DictRow
 
-from pgpark import calls
+from pgpark import calls, silence
 from pgpark.database import connect
 from pgpark.errors import UnknownPoolError, one_line
 
 log = logging.getLogger("pgpark.worker")
 
 _RETRY_SECS = 1.0
+_FIRST_PATIENCE_SECS, _SHORTEST_PATIENCE_SECS = 10.0, 3.0
 
 
 class Heartbeat:
@@ -42,6 +43,7 @@ class Heartbeat:
         self._dsn, self._pool, self._worker, self._prepare = dsn, pool, worker, prepare
         self._held, self._stop, self._told = held, stop, told
         self._poked = threading.Event()
+        self._patience = _FIRST_PATIENCE_SECS  # for an answer: one that comes later is of little use to the leases
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="pgpark-heartbeat", daemon=True)
 
@@ -74,10 +76,12 @@ class Heartbeat:
     def _beat(self, connection: psycopg.Connection[DictRow]) -> None:
         while not self._ended:
             self._poked.clear()
-            (pool,) = calls.run_on(connection, calls.pools(self._pool))
+            (pool,) = silence.run_on(connection, calls.pools(self._pool), self._patience)
+            pause = float(pool.settings["lease_secs"]) / 3
+            self._patience = max(pause, _SHORTEST_PATIENCE_SECS)
             self._told(pool.settings)
             held = self._held()
-            stop = calls.run_on(connection, calls.heartbeat(self._pool, self._worker, list(held)))
+            stop = silence.run_on(connection, calls.heartbeat(self._pool, self._worker, list(held)), self._patience)
             if stop:
                 self._stop({task_id: held[task_id] for task_id in stop})
-            self._poked.wait(float(pool.settings["lease_secs"]) / 3)
+            self._poked.wait(pause)

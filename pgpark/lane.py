@@ -16,7 +16,7 @@ import psycopg
 from psycopg.rows import DictRow, TupleRow, tuple_row
 from psycopg.types.json import Jsonb
 
-from pgpark import calls
+from pgpark import silence
 from pgpark.calls import Call
 from pgpark.errors import BadInputError, ConflictError, one_line, translated
 from pgpark.models import ClaimedRow
@@ -45,13 +45,19 @@ class Lane:
     """A connection to the database for one pool and worker, used by one statement or pair of statements at a time.
 
     The methods raise the errors of pgpark.errors. A statement that lost to another transaction (a deadlock, a lock
-    timeout) is tried again.
+    timeout) is tried again. patience: seconds for an answer, then the connection is lost.
     """
 
     def __init__(
-        self, connection: psycopg.AsyncConnection[DictRow], pool: str, worker: str, max_units: int | None
+        self,
+        connection: psycopg.AsyncConnection[DictRow],
+        pool: str,
+        worker: str,
+        max_units: int | None,
+        patience: float | None,
     ) -> None:
         self._connection = connection
+        self._patience = patience
         self._pool, self._worker, self._max_units = pool, worker, max_units
         self._finishing = connection.cursor(row_factory=tuple_row)
         self._claiming = connection.cursor(row_factory=tuple_row)
@@ -71,7 +77,7 @@ class Lane:
         """Runs one call in a transaction of its own."""
 
         async def once() -> T:
-            return await calls.run_on_async(self._connection, call)
+            return await silence.run_on_async(self._connection, call, self._patience)
 
         return await _insisting(once)
 
@@ -114,8 +120,9 @@ class Lane:
 
     async def _rows(self, cursor: psycopg.AsyncCursor[TupleRow], statement: Any, parameters: Any) -> list[TupleRow]:
         try:
-            await cursor.execute(statement, parameters)
-            return await cursor.fetchall()
+            with silence.bounded(self._connection, self._patience):
+                await cursor.execute(statement, parameters)
+                return await cursor.fetchall()
         except psycopg.Error as error:
             raise translated(error) from error
 

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.rows import DictRow
 
-from pgpark import calls
+from pgpark import calls, silence
 from pgpark.database import connect, connect_async, require_migrated
 from pgpark.errors import BadInputError, DatabaseError, NotMigratedError, PgparkError, one_line
 from pgpark.models import Callback
@@ -83,6 +83,7 @@ class Notifier:
         self._wake = asyncio.Event()
         self._stopping = False
         self._hurried = asyncio.Event()
+        self._silence = silence.longest(settings.dsn)
 
     def run(self) -> None:
         """Works until SIGTERM, SIGINT or SIGHUP; call from the main thread. Raises the errors of `serve`."""
@@ -176,7 +177,7 @@ class Notifier:
             under_way = Counter(callback.pool for callback in self._deliveries.values())
             started = 0
             pause = self._settings.poll_secs
-            for row in await calls.run_on_async(connection, calls.callbacks_due()):
+            for row in await silence.run_on_async(connection, calls.callbacks_due(), self._silence):
                 free = min(self._settings.concurrency - under_way[row.pool], _MOST_AT_ONCE - len(self._deliveries))
                 if self._settings.pool not in (None, row.pool) or free < 1:
                     continue
@@ -184,7 +185,7 @@ class Notifier:
                     pause = min(pause, row.due_in_secs)
                     continue
                 pause = 0  # unless something starts, somebody else holds what is due: look again soon
-                for callback in await calls.run_on_async(connection, calls.callbacks(row.pool, free)):
+                for callback in await silence.run_on_async(connection, calls.callbacks(row.pool, free), self._silence):
                     self._start(callback, client)
                     started += 1
             if not started:
@@ -194,11 +195,12 @@ class Notifier:
         """Writes what is ready; a delivery stays in our hands until its answer is written."""
         for job in self._answered():
             callback, answer = self._deliveries[job], job.result()
-            word = await calls.run_on_async(
+            word = await silence.run_on_async(
                 connection,
                 calls.callback_done(
                     callback.callback_id, callback.attempt, answer.status, answer.error, answer.retry_after_secs
                 ),
+                self._silence,
             )
             del self._deliveries[job]
             log.log(

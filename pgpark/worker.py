@@ -23,7 +23,7 @@ from typing import Any
 
 import psycopg
 
-from pgpark import calls
+from pgpark import calls, silence
 from pgpark.bell import FIRST, SECOND, Bell
 from pgpark.clock import Clock
 from pgpark.database import connect, connect_async, require_migrated
@@ -189,6 +189,7 @@ class Worker:
     async def _keep(self, place: int, talk: Callable[[Lane], Coroutine[Any, Any, None]]) -> None:
         """Talks over a lane, and over another one when that is lost."""
         settings = self._settings
+        patience = silence.longest(settings.dsn)
         retry_secs = _FIRST_RETRY_SECS
         lost = False
         while True:
@@ -197,7 +198,9 @@ class Worker:
                 async with connection:
                     if lost:
                         log.info("connected to the database again")
-                    lane = Lane(connection, settings.pool, settings.name, settings.units)
+                    if patience is not None and settings.listen:
+                        await silence.bound_server(connection, patience)
+                    lane = Lane(connection, settings.pool, settings.name, settings.units, patience)
                     self._pids[place] = lane.pid
                     retry_secs = _FIRST_RETRY_SECS
                     await talk(lane)

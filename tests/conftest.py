@@ -60,6 +60,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--model-steps", type=int, default=8000, help="steps of the random histories of tests/test_model.py"
     )
     parser.addoption(
+        "--chaos-minutes", type=float, default=0.05, help="how long each scenario of tests/chaos breaks things"
+    )
+    parser.addoption(
         "--backend", choices=list(BACKENDS), action="append", help="run tests marked every_backend on these alone"
     )
 
