@@ -91,6 +91,7 @@ def _carry_out(connection: psycopg.Connection[DictRow], todo: Plan) -> None:
         )
     if any(not file.runs_once for file in todo.files):
         _drop_functions(connection, _helpers(connection) - {name for file in sql_files() for name in file.helpers})
+        connection.execute("delete from pgpark.migration where name <> all (%s)", [[file.name for file in sql_files()]])
         connection.execute(_CLOSE)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -38,19 +38,17 @@ _HOLDERS = """
       select from pg_locks l where l.pid = a.pid and l.granted and l.relation = any (%s::oid[]))
     order by a.xact_start
     limit 3"""
-# Whoever waits for these tables, is (not) behind a gate, and asked before a time. Null for whom we may not cancel: that
-# is a superuser, or a role of others. When those asked cannot be seen.
-_CANCEL = """
-    select a.pid, a.usename as who,
-           case when me.rolsuper or not r.rolsuper and (
-                       pg_has_role(r.oid, 'usage') or pg_has_role('pg_signal_backend', 'usage'))
-                then pg_cancel_backend(a.pid) end as told
+# Whoever waits for these tables and asked before a time; whether a gate comes before it; and whether we may cancel it: a
+# superuser may any, who is none neither a superuser's nor that of a foreign role, and cannot see when those asked.
+_WAITING = """
+    select a.pid, a.usename as who, pg_blocking_pids(a.pid) && %(gates)s::int[] as behind_a_gate,
+           me.rolsuper or not r.rolsuper and (
+             pg_has_role(r.oid, 'usage') or pg_has_role('pg_signal_backend', 'usage')) as ours
     from pg_stat_activity a
     join pg_roles r on r.oid = a.usesysid
     join pg_roles me on me.rolname = current_user
     where a.datname = current_database()
-      and a.pid <> all (%(spared)s)
-      and (pg_blocking_pids(a.pid) && %(gates)s::int[]) = %(behind_a_gate)s
+      and a.pid <> all (%(gates)s)
       and coalesce(a.query_start < %(before)s, true)
       and exists (
         select from pg_locks l where l.pid = a.pid and not l.granted and l.relation = any (%(tables)s::oid[]))"""
@@ -80,20 +78,26 @@ class Standstill:
         tables = self._connection.execute(_TABLES, [list(_GATES)]).fetchall()
         if tables:
             self._tables = [row["oid"] for row in tables]
+            gates = self._connected()
             self._lock([row["name"] for row in tables])
-            self._close_gates()
+            self._close(gates)
 
     def turn_away(self) -> None:
-        """Cancels the calls that wait before the gates, or elsewhere; those behind are left to `sweep`."""
+        """Cancels the calls that wait before the gates, or elsewhere; those behind are left to `sweep`.
+
+        Raises MigrationError where there is one that this role may not cancel.
+        """
         if not self._tables:
             return
-        waiting = self._cancel(behind_a_gate=False, before="infinity", spared=self._gates)
-        if strangers := {row["who"] for row in waiting if row["told"] is None}:
+        waiting = self._waiting(before="infinity")
+        if strangers := {row["who"] for row in waiting if not row["ours"]}:
             raise MigrationError(
                 f"a call of role {min(strangers)} is under way, which this role may not cancel; grant it"
                 " pg_signal_backend, or stop whoever calls, and migrate again. Nothing was changed."
             )
-        self._until([row["pid"] for row in waiting], waiting=False)
+        pids = [row["pid"] for row in waiting if not row["behind_a_gate"]]
+        self._cancel(pids)
+        self._until(pids, waiting=False)
 
     def sweep(self) -> None:
         """Cancels the calls that began before the commit: they are behind the gates, or come there soon."""
@@ -102,12 +106,14 @@ class Standstill:
         for closed in self._closed:
             closed.result()
         row = self._connection.execute("select clock_timestamp() as now").fetchone()
-        before = row and row["now"]
-        spared = [*self._gates]  # and nobody twice: the second time might be for what it asks next
+        committed = row and row["now"]
+        told: set[int] = set()  # and nobody twice: the second time might be for what it asks next
         quiet_since = time.monotonic()
         while time.monotonic() < quiet_since + _QUIET_SECS:
-            if found := self._cancel(behind_a_gate=True, before=before, spared=spared):
-                spared += [row["pid"] for row in found]
+            waiting = {row["pid"] for row in self._waiting(before=committed) if row["ours"]} - told
+            if waiting:
+                self._cancel(list(waiting))
+                told |= waiting
                 quiet_since = time.monotonic()
             time.sleep(_LOOK_SECS)
 
@@ -137,29 +143,38 @@ class Standstill:
             " end that transaction and migrate again. Nothing was changed."
         )
 
-    def _close_gates(self) -> None:
-        """Has a connection wait for each of these tables, ahead of the calls that come from here on. It gets the table
-        when we let go of it."""
+    def _connected(self) -> dict[str, psycopg.Connection[DictRow]]:
+        """A connection for each gate, by table."""
         info = self._connection.info
-        threads = ThreadPoolExecutor(len(_GATES))
-        self._closing.callback(threads.shutdown)
+        gates = {}
         for table in _GATES:
             try:
                 gate = psycopg.connect(info.dsn, password=info.password, autocommit=True, row_factory=dict_row)
             except psycopg.Error as error:
                 raise MigrationError(
-                    f"another connection is needed: {one_line(error)}. Nothing was changed."
+                    f"two more connections are needed: {one_line(error)}. Nothing was changed."
                 ) from error
             self._closing.callback(gate.close)
-            self._closing.callback(gate.cancel)
             self._gates.append(gate.info.backend_pid)
+            gates[table] = gate
+        return gates
+
+    def _close(self, gates: Mapping[str, psycopg.Connection[DictRow]]) -> None:
+        """Has them wait for their tables, ahead of the calls that come from here on. They get them when we let go."""
+        threads = ThreadPoolExecutor(len(gates))
+        self._closing.callback(threads.shutdown)
+        for table, gate in gates.items():
+            self._closing.callback(gate.cancel)
             lock = f"begin; lock table pgpark.{table} in access exclusive mode"
             self._closed.append(threads.submit(gate.execute, lock.encode()))
         self._until(self._gates, waiting=True)
 
-    def _cancel(self, *, behind_a_gate: bool, before: Any, spared: list[int]) -> list[DictRow]:
-        parameters = {"behind_a_gate": behind_a_gate, "before": before, "spared": spared}
-        return self._connection.execute(_CANCEL, parameters | {"tables": self._tables, "gates": self._gates}).fetchall()
+    def _waiting(self, before: Any) -> list[DictRow]:
+        parameters = {"tables": self._tables, "gates": self._gates, "before": before}
+        return self._connection.execute(_WAITING, parameters).fetchall()
+
+    def _cancel(self, pids: list[int]) -> None:
+        self._connection.execute("select pg_cancel_backend(pid) from unnest(%s::int[]) as pid", [pids])
 
     def _until(self, pids: list[int], *, waiting: bool) -> None:
         """Returns when all of them wait for a lock, or none of them does; at the latest after a second."""

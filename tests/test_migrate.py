@@ -38,7 +38,8 @@ CATALOG = {
         from pg_proc p
         where pronamespace in ('pgpark'::regnamespace, 'pgmq'::regnamespace) and prokind = 'f' order by 1""",
     "relations": """
-        select oid::regclass::text, relkind, relpersistence, reloptions, relacl, obj_description(oid, 'pg_class')
+        select oid::regclass::text, relkind, relpersistence, reloptions, obj_description(oid, 'pg_class'),
+          coalesce(relacl, acldefault(case relkind when 'S' then 's' else 'r' end::"char", relowner)) as relacl
         from pg_class where relnamespace in ('pgpark'::regnamespace, 'pgmq'::regnamespace) order by 1""",
     "ledger": "select name, hash from pgpark.migration order by 1",
 }
