@@ -38,8 +38,8 @@ _HOLDERS = """
       select from pg_locks l where l.pid = a.pid and l.granted and l.relation = any (%s::oid[]))
     order by a.xact_start
     limit 3"""
-# Whoever waits for these tables and asked before a time; whether a gate comes before it; and whether we may cancel it: a
-# superuser may any, who is none neither a superuser's nor that of a foreign role, and cannot see when those asked.
+# Whoever waits for these tables and asked before a time; whether a gate comes before it; and whether we may cancel it.
+# A superuser may cancel any. Others may not cancel a superuser or a foreign role, and cannot see when those asked.
 _WAITING = """
     select a.pid, a.usename as who, pg_blocking_pids(a.pid) && %(gates)s::int[] as behind_a_gate,
            me.rolsuper or not r.rolsuper and (
