@@ -11,7 +11,7 @@ import contextlib
 import random
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import psycopg
@@ -103,8 +103,7 @@ class Standstill:
         """Cancels the calls that began before the commit: they are behind the gates, or come there soon."""
         if not self._tables:
             return
-        for closed in self._closed:
-            closed.result()
+        wait(self._closed)
         row = self._connection.execute("select clock_timestamp() as now").fetchone()
         committed = row and row["now"]
         told: set[int] = set()  # and nobody twice: the second time might be for what it asks next
@@ -155,6 +154,7 @@ class Standstill:
                     f"two more connections are needed: {one_line(error)}. Nothing was changed."
                 ) from error
             self._closing.callback(gate.close)
+            gate.execute("set lock_timeout = 0; set statement_timeout = 0; set idle_in_transaction_session_timeout = 0")
             self._gates.append(gate.info.backend_pid)
             gates[table] = gate
         return gates
