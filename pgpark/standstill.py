@@ -25,11 +25,12 @@ _LOOK_SECS = 0.005
 _QUIET_SECS = 0.1  # in which a call that has begun comes to a gate
 _GATES = ("pool", "task")  # whoever changes a task comes to these, and most calls to one of them first
 
-# Not the ledger of migrations: those wait for it who migrate too.
+# Not the ledger of migrations, for which those wait who migrate too; nor the doors, which no call comes to first.
 _TABLES = """
     select oid::int8 as oid, oid::regclass::text as name
     from pg_class
-    where relnamespace = to_regnamespace('pgpark') and relkind in ('r', 'p') and relname <> 'migration'
+    where relnamespace = to_regnamespace('pgpark') and relkind in ('r', 'p')
+      and relname <> 'migration' and relname !~ '^door_[0-9]+$'
     order by relname <> all (%s), relname"""
 _HOLDERS = """
     select a.pid, coalesce(a.usename, a.backend_type) as who, coalesce(a.state, 'active') as state
