@@ -20,6 +20,7 @@ from pgmq.install import get_embedded_install_sql, get_embedded_sql_version
 from psycopg.rows import DictRow
 
 from pgpark.errors import MigrationError, one_line
+from pgpark.standstill import Standstill
 
 REQUIRED_PGMQ = "1.5.0"
 _LOCK = 1885826929
@@ -64,25 +65,34 @@ def migrate(connection: psycopg.Connection[DictRow]) -> Plan:
 
     Raises MigrationError; the database is then as it was before.
     """
-    with connection.transaction():
-        _lock(connection)
-        todo = plan(connection)
-        if not todo.empty:
-            _apply(connection, "sql/pgmq.sql", pgmq_script())
-            _apply(connection, "sql/ledger.sql", _read("ledger.sql"))
-        for file in todo.files:
-            if not file.runs_once:
-                _drop_functions(connection, file.helpers)
-            _apply(connection, f"sql/{file.name}", file.text)
-            connection.execute(
-                "insert into pgpark.migration (name, hash) values (%s, %s)"
-                " on conflict (name) do update set hash = excluded.hash, applied_at = clock_timestamp()",
-                [file.name, file.hash],
-            )
-        if any(not file.runs_once for file in todo.files):
-            _drop_functions(connection, _helpers(connection) - {name for file in sql_files() for name in file.helpers})
-            connection.execute(_CLOSE)
+    with Standstill(connection) as standstill:
+        with connection.transaction():
+            _lock(connection)
+            todo = plan(connection)
+            if todo.files:
+                standstill.begin()
+                _carry_out(connection, todo)
+                standstill.turn_away()
+        standstill.sweep()
     return todo
+
+
+def _carry_out(connection: psycopg.Connection[DictRow], todo: Plan) -> None:
+    _apply(connection, "sql/pgmq.sql", pgmq_script())
+    _apply(connection, "sql/ledger.sql", _read("ledger.sql"))
+    for file in todo.files:
+        if not file.runs_once:
+            _drop_functions(connection, file.helpers)
+        _apply(connection, f"sql/{file.name}", file.text)
+        connection.execute(
+            "insert into pgpark.migration (name, hash) values (%s, %s)"
+            " on conflict (name) do update set hash = excluded.hash, applied_at = clock_timestamp()",
+            [file.name, file.hash],
+        )
+    if any(not file.runs_once for file in todo.files):
+        _drop_functions(connection, _helpers(connection) - {name for file in sql_files() for name in file.helpers})
+        connection.execute("delete from pgpark.migration where name <> all (%s)", [[file.name for file in sql_files()]])
+        connection.execute(_CLOSE)
 
 
 def plan(connection: psycopg.Connection[DictRow]) -> Plan:

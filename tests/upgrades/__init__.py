@@ -1,0 +1,1 @@
+"""Earlier releases, kept in releases/, and what becomes of their databases, workers and clients."""
