@@ -21,6 +21,7 @@ import psycopg
 from pgpark import __version__
 from pgpark.cli import access, bench, config, database, mailbox, notifier, pools, show, tasks, work
 from pgpark.cli.demo import demo
+from pgpark.cli.doctor import doctor
 from pgpark.cli.gpu import gpu
 from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line, translated
 
@@ -66,6 +67,7 @@ def cli() -> None:
 for _command in (
     database.migrate,
     database.db,
+    doctor,
     pools.pool,
     config.apply,
     config.config,
