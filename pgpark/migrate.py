@@ -69,7 +69,7 @@ def migrate(connection: psycopg.Connection[DictRow]) -> Plan:
     with connection.transaction():
         _lock(connection)
         todo = plan(connection)
-        before = _definitions(connection)
+        before = None if todo.empty else _definitions(connection)
         if not todo.empty:
             _apply(connection, "sql/pgmq.sql", pgmq_script())
             _apply(connection, "sql/ledger.sql", _read("ledger.sql"))
