@@ -33,13 +33,14 @@ begin
   select 'units booked wrongly', p.name,
          string_agg(format('%s booked and %s running for %s', u.booked, u.running, coalesce(quote_literal(u.worker), 'nobody')),
                     ', ' order by u.worker),
-         format(E'insert into pgpark.tally (pool_id, worker, units)\n'
-                'select pool_id, worker, sum(units) from (\n'
-                '  select pool_id, worker, units from pgpark.task where state in (''running'', ''cancelling'')\n'
-                '  union all\n'
-                '  select pool_id, worker, -units from pgpark.tally) booked\n'
-                'where pool_id = %s group by pool_id, worker having sum(units) <> 0;\n'
-                'select pgpark._wake(%L);', p.pool_id, p.name),
+         concat_ws(E'\n',
+           'insert into pgpark.tally (pool_id, worker, units)',
+           'select pool_id, worker, sum(units) from (',
+           '  select pool_id, worker, units from pgpark.task where state in (''running'', ''cancelling'')',
+           '  union all',
+           '  select pool_id, worker, -units from pgpark.tally) booked',
+           format('where pool_id = %s group by pool_id, worker having sum(units) <> 0;', p.pool_id),
+           format('select pgpark._wake(%L);', p.name)),
          false
   from (
     select b.pool_id, b.worker, sum(b.booked) as booked, sum(b.running) as running
@@ -57,10 +58,11 @@ begin
   return query
   select 'places booked wrongly', p.name,
          format('%s free and %s waiting, of max_queue_depth %s', s.free, w.waiting, p.max_queue_depth),
-         format(E'do $mend$ begin\n'
-                '  perform pgpark._lock_entrance(%s, alone => true);\n'
-                '  perform pgpark._deal_places(p, pgpark._now()) from pgpark.pool p where p.pool_id = %s;\n'
-                'end $mend$;', p.door, p.pool_id),
+         concat_ws(E'\n',
+           'do $mend$ begin',
+           format('  perform pgpark._lock_entrance(%s, alone => true);', p.door),
+           format('  perform pgpark._deal_places(p, pgpark._now()) from pgpark.pool p where p.pool_id = %s;', p.pool_id),
+           'end $mend$;'),
          false
   from pool p
   cross join lateral (

@@ -126,8 +126,9 @@ begin
     select kind, object, coalesce(b.within, i.within) as within,
            case when i.definition is null then 'missing' when b.definition is null then 'unexpected' else 'changed' end as how,
            b.definition as was, i.definition as is_, b.make, b.remake, i.unmake,
-           -- "create or replace" changes neither arguments nor the result: the first two lines.
-           kind = 'function' and (regexp_match(b.make, '^.*\n.*'))[1] = (regexp_match(i.make, '^.*\n.*'))[1] as replaceable
+           -- "create or replace" changes neither arguments nor the result, which are the first two lines.
+           kind = 'function' and split_part(b.make, E'\n', 1) = split_part(i.make, E'\n', 1)
+                             and split_part(b.make, E'\n', 2) = split_part(i.make, E'\n', 2) as replaceable
     from blueprint b
     full join pgpark._inventory() i using (kind, object)
     where b.definition is distinct from i.definition

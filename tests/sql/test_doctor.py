@@ -233,6 +233,16 @@ def test_a_function_that_was_lost_comes_back_with_the_rights_to_it(db: Database,
     assert "A row for a pool" in db.value("select obj_description('pgpark.park_stats(text)'::regprocedure)")
 
 
+def test_a_function_that_was_changed_is_replaced_with_its_rights_in_place(db: Database, role: str) -> None:
+    db.rows("select pgpark.park_grant(%s, 'reader')", role)
+    definition = db.value("select pg_get_functiondef('pgpark.park_stats'::regproc)")
+    run(db, definition.replace("order by p.name", "order by p.name desc"))
+    (found,) = findings(db)
+    assert "drop function" not in found["mend"]
+    mend(db, [found])
+    assert findings(db) == []
+
+
 def test_what_was_wrong_before_an_upgrade_is_still_wrong_after_it(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
