@@ -23,6 +23,7 @@ from pgpark.models import (
     Claimed,
     DeadLetter,
     Explained,
+    Finding,
     Finished,
     Grant,
     LlmCapacity,
@@ -386,6 +387,11 @@ def revoke(role: str, kind: str | None = None) -> Call[int]:
 def grants() -> Call[list[Grant]]:
     """Who may do what."""
     return _call("park_grants", _many(Grant))
+
+
+def doctor() -> Call[list[Finding]]:
+    """What is wrong with the installation, and the SQL that mends it."""
+    return _call("park_doctor", _many(Finding))
 
 
 # Arguments whose type Postgres cannot see from the value alone.

@@ -1,8 +1,8 @@
 """Brings a database to the state of the files below sql/: pgmq, migrations once each, functions when they changed.
 
 Everything happens in one transaction, one caller at a time, so that any number of them end the same, and a failure
-leaves the database as it was. At its end the schema is closed to everybody who was granted nothing. The logic of what
-exists and what is too old is SQL (sql/pgmq.sql).
+leaves the database as it was. At its end the schema is closed to everybody who was granted nothing, and recorded for
+park_doctor. The logic of what exists and what is too old is SQL (sql/pgmq.sql).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 from pgmq.install import get_embedded_install_sql, get_embedded_sql_version
 from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
 
 from pgpark.errors import MigrationError, one_line
 from pgpark.standstill import Standstill
@@ -25,6 +26,7 @@ from pgpark.standstill import Standstill
 REQUIRED_PGMQ = "1.5.0"
 _LOCK = 1885826929
 _CLOSE = "do $$ begin perform pgpark._close(); end $$;"
+_RECORD = "do $$ begin perform pgpark._record_blueprint(); end $$;"
 _HELPER = re.compile(r"^create or replace function pgpark\.(_\w+)", re.MULTILINE)
 
 
@@ -78,6 +80,7 @@ def migrate(connection: psycopg.Connection[DictRow]) -> Plan:
 
 
 def _carry_out(connection: psycopg.Connection[DictRow], todo: Plan) -> None:
+    before = _definitions(connection)
     _apply(connection, "sql/pgmq.sql", pgmq_script())
     _apply(connection, "sql/ledger.sql", _read("ledger.sql"))
     for file in todo.files:
@@ -93,6 +96,7 @@ def _carry_out(connection: psycopg.Connection[DictRow], todo: Plan) -> None:
         _drop_functions(connection, _helpers(connection) - {name for file in sql_files() for name in file.helpers})
         connection.execute("delete from pgpark.migration where name <> all (%s)", [[file.name for file in sql_files()]])
         connection.execute(_CLOSE)
+        connection.execute("select pgpark._record_blueprint(%s)", [before])
 
 
 def plan(connection: psycopg.Connection[DictRow]) -> Plan:
@@ -125,7 +129,7 @@ def script() -> str:
     for file in sql_files():
         parts.append(f"-- sql/{file.name}\n\n{file.text}")
         parts.append(f"insert into pgpark.migration (name, hash) values ('{file.name}', '{file.hash}');\n")
-    parts.append(f"{_CLOSE}\n")
+    parts.append(f"{_CLOSE}\n{_RECORD}\n")
     parts.append("reset client_min_messages;\n")
     return "\n".join(parts)
 
@@ -184,6 +188,14 @@ def _ledger(connection: psycopg.Connection[DictRow]) -> dict[str, str]:
     if not _installed(connection):
         return {}
     return {row["name"]: row["hash"] for row in connection.execute("select name, hash from pgpark.migration")}
+
+
+def _definitions(connection: psycopg.Connection[DictRow]) -> Jsonb | None:
+    """The objects of the schema before this migration; None where none was recorded yet."""
+    if "_inventory" not in _helpers(connection):
+        return None
+    rows = connection.execute("select kind, object, definition from pgpark._inventory()")
+    return Jsonb({f"{row['kind']} {row['object']}": row["definition"] for row in rows})
 
 
 def _helpers(connection: psycopg.Connection[DictRow]) -> set[str]:

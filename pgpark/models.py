@@ -224,3 +224,14 @@ class DeadLetter(Row):
     error: str
     created_at: datetime
     died_at: datetime
+
+
+class Finding(Row):
+    """Something that is wrong: `mend` is the SQL against it (None: there is none); a `disruptive` one ends somebody
+    else's session or transaction."""
+
+    problem: str
+    subject: str
+    detail: str
+    mend: str | None
+    disruptive: bool

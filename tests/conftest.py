@@ -121,14 +121,14 @@ def _container() -> Server:
     return Server(container.get_connection_url(), CONTAINER, container.stop)
 
 
-def _quick_folder() -> str | None:
+def quick_folder() -> str | None:
     """A folder in memory if there is room in it: every test makes a database there, of some four hundred files."""
     memory = "/dev/shm"
     return memory if Path(memory).is_dir() and shutil.disk_usage(memory).free > _ROOM_BYTES else None
 
 
 def _embedded() -> Server:
-    home = Path(tempfile.mkdtemp(prefix="pgpark-tests-", dir=_quick_folder()))
+    home = Path(tempfile.mkdtemp(prefix="pgpark-tests-", dir=quick_folder()))
     server = EmbeddedServer(home)
     using = server.use()
     dsn = using.__enter__()

@@ -41,6 +41,7 @@ CATALOG = {
           coalesce(relacl, acldefault(case relkind when 'S' then 's' else 'r' end::"char", relowner)) as relacl
         from pg_class where relnamespace in ('pgpark'::regnamespace, 'pgmq'::regnamespace) order by 1""",
     "ledger": "select name, hash from pgpark.migration order by 1",
+    "blueprint": "select * from pgpark.blueprint order by kind, object",
 }
 
 
@@ -222,6 +223,7 @@ def test_the_released_migrations_are_unchanged() -> None:
         "migrations/0006_flat.sql": "6afea7756fa006d53a1f2ae0a58f62830097dced0e4ddb633a5f264c29fef7ea",
         "migrations/0007_access.sql": "2ccbf9e1479546274ae0040a5bb18ae6fdb7a752623981048361552e5578bebd",
         "migrations/0008_horizon.sql": "4f87f0b6e78084a05fc0d401878d9dd2b00767d28a31bfe797ad9e18426b7b67",
+        "migrations/0009_blueprint.sql": "0719a5d5429f32f2106dee5f32a08dc73b3d4d724a07840f999db0bcada054c3",
     }
     found = {file.name: file.hash for file in migrate.sql_files() if file.runs_once}
     assert {name: found.get(name) for name in released} == released

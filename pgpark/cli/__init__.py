@@ -1,8 +1,8 @@
 """The command line: `pgpark COMMAND`. Each module of this package holds the commands of one subject.
 
 Standard output carries results only; messages go to standard error. Exit codes: 0 done; 1 the answer is no (refused,
-not completed, not found, database behind); 2 wrong usage or input; 3 the database cannot be used; 130 interrupted,
-143 terminated.
+not completed, not found, database behind, something wrong); 2 wrong usage or input; 3 the database cannot be used;
+130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import psycopg
 from pgpark import __version__
 from pgpark.cli import access, bench, config, database, mailbox, notifier, pools, show, tasks, work
 from pgpark.cli.demo import demo
+from pgpark.cli.doctor import doctor
 from pgpark.cli.gpu import gpu
 from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line, translated
 
@@ -66,6 +67,7 @@ def cli() -> None:
 for _command in (
     database.migrate,
     database.db,
+    doctor,
     pools.pool,
     config.apply,
     config.config,

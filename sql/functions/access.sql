@@ -115,7 +115,8 @@ as $$
     ('park_retry_callbacks', '{}'),
     ('park_grant',           '{}'),
     ('park_revoke',          '{}'),
-    ('park_grants',          '{}');
+    ('park_grants',          '{}'),
+    ('park_doctor',          '{}');
 $$;
 
 create or replace function pgpark._check_grant(role text, kind text, tenants text[], pools text[]) returns void

@@ -414,6 +414,13 @@ test("max_payload_kb: a larger payload is refused, a larger result fails the tas
   assert.match(outcome.reason, /^result too large: 2 KiB, the pool takes 1/);
 });
 
+test("park_doctor: nothing is wrong but the clock of these tests", async () => {
+  const found = await call("park_doctor");
+  assert.deepEqual(found.map((row) => [row.problem, row.subject]), [["function changed", "pgpark._now()"]]);
+  assert.match(found[0].mend, /clock_timestamp/);
+  assert.equal(found[0].disruptive, false);
+});
+
 test("every public function was called here", async () => {
   const { rows } = await db.query(
     "select distinct proname from pg_proc where pronamespace = 'pgpark'::regnamespace and proname ~ '^park_' order by 1");

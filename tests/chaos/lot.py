@@ -232,7 +232,10 @@ class Lot:
         wait_for(lambda: self.replace_dead() or self._empty(), _SETTLE_SECS, "for all tasks to end")
         for worker in self.workers:
             worker.process.send_signal(signal.SIGTERM)
-        assert [worker.process.wait(30) for worker in self.workers] == [0] * len(self.workers)
+        codes = {worker.process.wait(30) for worker in self.workers}
+        assert losses or codes <= {0, -signal.SIGTERM}, (
+            f"{codes}; one that has only just been started is not ready to leave"
+        )
         self._observer.halt.set()
         self._observer.join(10)
         assert self._observer.looks, "nobody looked"

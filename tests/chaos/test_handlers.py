@@ -35,7 +35,11 @@ def test_in_the_worker_whatever_a_handler_does_no_task_is_lost(dsn: str, vice: s
 
 @pytest.mark.parametrize("vice", sorted(VICES))
 def test_in_processes_only_the_attempt_itself_is_lost(dsn: str, vice: str) -> None:
-    config = {"run_timeout_secs": 2.5, "retry": {"max_attempts": 3, "max_losses": 1, "backoff_secs": 0}}
+    config = {
+        "lease_secs": 30,
+        "run_timeout_secs": 2.5,
+        "retry": {"max_attempts": 3, "max_losses": 1, "backoff_secs": 0},
+    }
     lot = Lot(dsn, handler="misbehave", options=("--processes", "3"), workers=1, extra=wicked(vice), config=config)
     with lot.at_work():
         lot.progress(12)
