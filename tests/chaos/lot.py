@@ -241,6 +241,8 @@ class Lot:
         assert self._observer.looks, "nobody looked"
         assert not self._observer.over, f"over capacity: {self._observer.over[:3]}"
         assert accounts.faults(self.dsn) == []
+        with contextlib.closing(connect(self.dsn)) as connection:
+            assert calls.run_on(connection, calls.doctor()) == []
         outcomes = accounts.outcomes(self.dsn, accepted)
         self._check_answers(accepted)
         assert losses or outcomes == {"completed": len(accepted)}, outcomes

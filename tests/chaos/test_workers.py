@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from tests.chaos.conftest import required
 from tests.chaos.lot import Lot
 
 
@@ -49,3 +55,31 @@ def test_a_task_that_kills_whoever_takes_it_is_dropped_and_the_others_go_on(dsn:
     assert 0 < found[ending] <= (1 if options else 9), (
         "what ran beside it twice is lost with it, in processes nothing is"
     )
+
+
+def test_a_clock_that_jumps_on_the_workers_host(dsn: str, minutes: float, tmp_path: Path) -> None:
+    """By hours, forth and back. Leases and deadlines are the server's to judge, and workers wait by a clock that only
+    goes on."""
+    required("faketime")
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    environment = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    lot = Lot(dsn, environment=environment)
+
+    def jump() -> None:
+        ahead = random.choice([-7200, -3600, 3600, 7200])
+        offset.write_text(f"{ahead:+d}")
+        command = [sys.executable, "-c", "import time; print(time.time())"]
+        seen = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+        assert float(seen.stdout) - time.time() == pytest.approx(ahead, abs=60), "the clock does not jump"
+        lot.events["clock jumps"] += 1
+
+    with lot.at_work():
+        lot.break_for(minutes, jump)
+        lot.settle()
