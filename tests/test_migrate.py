@@ -52,8 +52,11 @@ def connected(dsn: str) -> Iterator[psycopg.Connection[DictRow]]:
 
 
 def catalog(dsn: str) -> dict[str, list[DictRow]]:
+    """All of it; of an older release what there is."""
     with connected(dsn) as connection:
-        return {what: connection.execute(query).fetchall() for what, query in CATALOG.items()}
+        recorded = connection.execute("select from pg_class where relname = 'blueprint'").rowcount
+        queries = {what: query for what, query in CATALOG.items() if what != "blueprint" or recorded}
+        return {what: connection.execute(query).fetchall() for what, query in queries.items()}
 
 
 def migrated(dsn: str) -> migrate.Plan:

@@ -53,9 +53,10 @@ class Postmaster:
         self._tool("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", *options)
         return self
 
-    def copy(self, folder: Path) -> Postmaster:
+    def copy(self, folder: Path, port: int | None = None) -> Postmaster:
         """A replica of this server, which must be running: streaming from it, not started yet."""
         replica = Postmaster(folder, **self.settings)
+        replica.port = port or replica.port
         self._tool("pg_basebackup", "-D", str(replica.data), "-d", self.dsn, "-R", "-X", "stream", "-c", "fast")
         return replica
 

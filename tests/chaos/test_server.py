@@ -148,6 +148,7 @@ def test_the_disk_of_the_log_is_full(
     with lot.at_work():
         lot.break_for(minutes, fill, at_least=2)
         lot.settle()
+    assert "No space left on device" in (server.folder / "log").read_text()
 
 
 def restart(server: Postmaster) -> bool:
@@ -157,23 +158,35 @@ def restart(server: Postmaster) -> bool:
     return False
 
 
-def test_a_replica_takes_over(new_server: NewServer, new_folder: Callable[[], Path], ends: ExitStack) -> None:
-    """The old server is killed, its replica promoted; workers and clients know both. Synchronous replication: what was
-    told to be accepted is there."""
+def test_a_replica_takes_over(
+    new_server: NewServer, new_folder: Callable[[], Path], ends: ExitStack, minutes: float
+) -> None:
+    """The server is killed, its replica promoted, and a new replica made in the place of the old server; workers and
+    clients know both places. Replication is synchronous: what was told to be accepted is there."""
     server = new_server(synchronous_commit="remote_apply")
-    replica = server.copy(new_folder())
-    ends.callback(replica.remove)
-    replica.start()
-    server.configure("synchronous_standby_names", "*")
-    wait_for(lambda: server.rows("select from pg_stat_replication where sync_state = 'sync'"))
+
+    def replicate(port: int | None = None) -> Postmaster:
+        replica = server.copy(new_folder(), port)
+        ends.callback(replica.remove)
+        replica.start()
+        server.configure("synchronous_standby_names", "*")
+        wait_for(lambda: server.rows("select from pg_stat_replication where sync_state = 'sync'"))
+        return replica
+
+    replica = replicate()
     hosts = f"127.0.0.1,127.0.0.1 port={server.port},{replica.port}"
-    dsn = f"host={hosts} user=postgres dbname=postgres target_session_attrs=read-write connect_timeout=3"
-    lot = Lot(dsn)
-    with lot.at_work():
-        lot.progress(20)
+    lot = Lot(f"host={hosts} user=postgres dbname=postgres target_session_attrs=read-write connect_timeout=3")
+
+    def fail_over() -> None:
+        nonlocal server, replica
         server.kill()
         replica.promote()
-        replica.configure("synchronous_standby_names", "")
+        replica.configure("synchronous_standby_names", "")  # it need not wait for a replica of its own
         lot.events["failovers"] += 1
-        lot.progress(40)
+        lot.progress(10)
+        dead, server = server, replica
+        replica = replicate(dead.port)
+
+    with lot.at_work():
+        lot.break_for(minutes, fail_over, at_least=1)
         lot.settle()
