@@ -86,6 +86,10 @@ def fork(_payload: Any) -> str:
     return "child" if os.fork() == 0 else "parent"
 
 
+async def fork_on_the_loop(payload: Any) -> str:
+    return fork(payload)
+
+
 async def first_crash_then_tell(payload: str, context: TaskContext) -> str:
     context.emit(payload)
     if context.task.attempt == 1:

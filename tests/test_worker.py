@@ -134,6 +134,21 @@ def test_a_long_reason_keeps_its_beginning_and_its_end(db: Database) -> None:
     assert len(reason) < 2100
 
 
+@pytest.mark.parametrize("handler", ["fork", "fork_on_the_loop"])
+def test_a_process_that_a_handler_has_forked_does_not_go_on_as_a_worker(
+    db: Database, start: Callable[..., Process], handler: str
+) -> None:
+    db.pool()
+    tasks = [db.parked() for _ in range(20)]
+    worker = start("--handler", f"tests.handlers:{handler}")
+    wait_for(lambda: db.stats()["completed"] == len(tasks))
+    worker.signal()
+    assert worker.exit_code() == 0
+    assert {db.value("select payload from pgpark.park_result(%s)", task) for task in tasks} == {"parent"}
+    assert worker.process.stderr is not None
+    assert "lost the database" not in worker.process.stderr.read()
+
+
 def test_a_failed_task_is_retried(db: Database) -> None:
     db.pool(retry={"max_attempts": 3, "backoff_secs": 0})
     task = db.parked()
