@@ -191,7 +191,7 @@ begin
   perform pgpark._require_read_committed();
   if park_set_pool_state.state in ('active', 'paused', 'draining', 'disabled') is not true then
     raise exception 'unknown state %; use active, paused, draining or disabled',
-                    coalesce(quote_literal(park_set_pool_state.state), 'NULL')
+                    coalesce(pgpark._on_one_line(quote_literal(park_set_pool_state.state)), 'NULL')
       using errcode = '22023';
   end if;
   perform pgpark._lock_entrance(0, alone => true);
@@ -280,7 +280,8 @@ set search_path = pgpark, pg_temp
 as $$
 begin
   if _check_pool_name.name ~ '^[a-z0-9_]{1,40}$' is not true then
-    raise exception 'pool name % is not possible', coalesce(quote_literal(_check_pool_name.name), 'NULL')
+    raise exception 'pool name % is not possible',
+                    coalesce(pgpark._on_one_line(quote_literal(_check_pool_name.name)), 'NULL')
       using errcode = '22023', hint = 'Use 1 to 40 lower-case letters, digits and _.';
   end if;
 end

@@ -9,6 +9,6 @@ parsers     the pieces of Python that read JSON and YAML of strangers
 checks      what must hold afterwards: the accounts, capacity, the server
 runner      runs all that in a database, round by round; __main__ prints it
 
-What may come back is read from docs/errors.md: a result, or an error with a SQLSTATE or an exit code of its tables, raised
-on purpose and in one line. Everything else is a finding, printed as the statement or command that repeats it.
+What may come back is read from docs/errors.md: a result, or an error with a SQLSTATE or an exit code of its tables,
+raised on purpose and in one line. Everything else is a finding, printed as the statement or command that repeats it.
 """

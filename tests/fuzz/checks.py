@@ -17,10 +17,12 @@ _WATCH = """
       return null;
     end
     $$;
-    create trigger capacity after insert or update of max_units on pgpark.pool for each row execute function fuzz.note();
+    create trigger capacity after insert or update of max_units on pgpark.pool
+      for each row execute function fuzz.note();
     """
 _OVER = """
-    select format('pool %s runs %s units, and never had more than %s since it was looked at', p.name, u.units, c.most) as line
+    select format('a pool over its units: %s runs %s, and had at most %s since the last round', p.name, u.units, c.most)
+             as line
     from pgpark.pool p
     join (select pool_id, sum(units) as units from pgpark.task where state in ('running', 'cancelling') group by 1) u
       using (pool_id)

@@ -24,12 +24,12 @@ from tests.fuzz.values import DOCUMENTS, ODD, PLAUSIBLE, Known, Pick, Raw, chang
 from tests.soak.findings import Findings
 
 LONGEST_CALL = "10s"
-LONGEST_MESSAGE = 1000
+LONGEST_MESSAGE = 800
 # How often a function is called, where it is not once as often as any other: what keeps tasks moving.
 WEIGHTS = {
     "park_submit": 10, "park_submit_many": 4, "park_claim": 8, "park_next": 4, "park_finish": 6, "park_finish_many": 4,
-    "park_heartbeat": 2, "park_emit": 3, "park_emit_many": 2, "park_maintain": 2, "park_put_pool": 2, "park_callbacks": 2,
-    "park_config_schema": 0.1, "park_drop_pool": 0.5,
+    "park_heartbeat": 2, "park_emit": 3, "park_emit_many": 2, "park_maintain": 2, "park_put_pool": 2,
+    "park_callbacks": 2, "park_config_schema": 0.2,
 }  # fmt: skip
 # Around a call: nothing, a transaction that is rolled back, one that sees the past.
 FRAMES = [None] * 17 + ["begin", "begin", "begin isolation level repeatable read"]
@@ -93,8 +93,7 @@ def discover(connection: psycopg.Connection[DictRow]) -> list[Function]:
 @st.composite
 def calls(draw: st.DrawFn, functions: Sequence[Function]) -> Call:
     """Calls of which half are right all over."""
-    weighted = [function for function in functions for _ in range(round(10 * WEIGHTS.get(function.name, 1)))]
-    function = draw(st.sampled_from(weighted))
+    function = draw(st.sampled_from(_weighted(functions)))
     careful = draw(st.booleans())
     place = draw(places)
     given = {}
@@ -104,6 +103,12 @@ def calls(draw: st.DrawFn, functions: Sequence[Function]) -> Call:
         odd = not careful and draw(st.sampled_from([True, False, False]))
         given[argument.name] = draw(_odd(argument) if odd else _plausible(argument, place))
     return Call(function, given, draw(st.sampled_from(FRAMES)))
+
+
+def _weighted(functions: Sequence[Function]) -> list[Function]:
+    """The more often a function stands there the more often it is called; the first one is preferred by Hypothesis."""
+    ordered = sorted(functions, key=lambda function: -WEIGHTS.get(function.name, 1))
+    return [function for function in ordered for _ in range(round(10 * WEIGHTS.get(function.name, 1)))]
 
 
 def _plausible(argument: Argument, place: int) -> st.SearchStrategy[Any]:
@@ -157,28 +162,39 @@ def _array(value: list[Any]) -> str:
 class Callers:
     """Connections that make calls, a thread each. The last acts as a role that has what it was granted."""
 
-    def __init__(self, dsn: str, role: str, connections: int) -> None:
+    def __init__(self, dsn: str, role: str, connections: int, findings: Findings) -> None:
         self.known = Known(role)
-        self.findings = Findings()
         self.answered: Counter[str] = Counter()  # calls by function, without those that raised
         self.refused: Counter[str] = Counter()  # by SQLSTATE
         self.unread: Counter[str] = Counter()  # by SQLSTATE, of arguments that Postgres could not read
+        self._made: set[int] = set()
+        self._findings = findings
         self._lock = threading.Lock()
         self._connections = [_connect(dsn) for _ in range(connections)]
         self._connections[-1].execute(sql.SQL("set role {}").format(sql.Identifier(role)))
 
     def make(self, calls_: Sequence[Call], seed: int) -> None:
-        """Makes these calls, on all connections at once."""
-        waiting: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        for call in calls_:
-            waiting.put(call)
+        """Makes these calls, on all connections at once, some of them as the role."""
+        self._made.update(hash(repr((call.function.name, call.given))) for call in calls_)
+        by_owner: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        by_role: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        for number, call in enumerate(calls_):
+            (by_owner if number % 8 else by_role).put(call)
         threads = [
-            threading.Thread(target=self._work, args=(connection, waiting, seed)) for connection in self._connections
+            threading.Thread(target=self._work, args=(connection, waiting, seed))
+            for connection, waiting in zip(
+                self._connections, [*[by_owner] * (len(self._connections) - 1), by_role], strict=True
+            )
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+    @property
+    def different(self) -> int:
+        """How many of the calls were different ones."""
+        return len(self._made)
 
     def close(self) -> None:
         for connection in self._connections:
@@ -205,13 +221,19 @@ class Callers:
                     self.known.learn(rows)
             if finding is not None:
                 with self._lock:
-                    self.findings.add(finding, f"{call.frame + '; ' if call.frame else ''}{statement[:3000]};  -- seed {seed}")
+                    self._findings.add(
+                        finding, f"{call.frame + '; ' if call.frame else ''}{statement[:3000]};  -- seed {seed}"
+                    )
             if call.frame is not None and not connection.closed:
                 connection.execute("rollback")
 
     def _judged(self, function: Function, error: psycopg.Error) -> str | None:
         """What is wrong with an error; None: it is one of those that are documented."""
-        state, message, context = error.sqlstate or "", error.diag.message_primary or str(error), error.diag.context or ""
+        state, message, context = (
+            error.sqlstate or "",
+            error.diag.message_primary or str(error),
+            error.diag.context or "",
+        )
         inside = "function" in context
         with self._lock:
             (self.refused if inside or state == "42501" else self.unread)[state or "no SQLSTATE"] += 1
@@ -224,7 +246,7 @@ class Callers:
             return f"{found} in: {context.splitlines()[0]}"
         if state != "42501" and state not in function.comment:
             return f"{found}: its comment does not tell"
-        if len(message) > LONGEST_MESSAGE:
+        if len(message) > LONGEST_MESSAGE or "\n" in message:
             return f"{found}: {len(message)} letters are not one clear line"
         return None
 

@@ -1,5 +1,5 @@
-"""Generated arguments. A plausible one is what a caller would give, by the name of the argument; an odd one is hostile, by
-its type. What only the database knows, such as the id of a task, is a `Pick`, and is looked up when the call is made.
+"""Generated arguments. A plausible one is what a caller would give, by the name of the argument; an odd one is hostile,
+by its type. What only the database knows, such as the id of a task, is a `Pick`, looked up when the call is made.
 """
 
 from __future__ import annotations
@@ -110,31 +110,40 @@ def drawn(strategy: st.SearchStrategy[T], count: int, seed: int) -> list[T]:
     """So many values of a strategy; the same for the same seed."""
     values: list[T] = []
     while len(values) < count:
-
-        @hypothesis.seed(seed)
-        @settings(
-            max_examples=min(count // 10 + 1, 200),
-            phases=[Phase.generate],
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @hypothesis.given(st.lists(strategy, min_size=10, max_size=10))
-        def collect(batch: list[T]) -> None:
-            values.extend(batch)
-
-        collect()
+        values += _few(strategy, seed)
         seed += 1_000_003
     return values[:count]
+
+
+def _few(strategy: st.SearchStrategy[T], seed: int) -> list[T]:
+    """Values of a fresh start of Hypothesis. Of its examples the first is the simplest there is, the next ones are
+    drawn freely, and later ones are mostly copies of these, so these few are all that is asked for."""
+    batches: list[list[T]] = []
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=10,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @hypothesis.given(st.lists(strategy, min_size=30, max_size=30))
+    def collect(batch: list[T]) -> None:
+        batches.append(batch)
+
+    collect()
+    return [value for batch in batches[1:] for value in batch]
 
 
 # -- odd values, by type ---------------------------------------------------------------------------------------------
 
 TEXTS = [
-    "", " ", "'", "''; drop schema pgpark cascade; --", "\\", "\\'", "%", "%s", "${HOME}", "$1", '"', "\n", "a\tb\r\n", "null",
-    "NULL", "[]", "{}", "{a", "NaN", "infinity", "-1", "0", "1e400", "Ω", "😀", "e\u0301", "\u202egpj", "\ufeff", "\ue000",
-    "x" * 40, "x" * 41, "x" * 63, "x" * 64, "ü" * 32, "x" * 255, "x" * 256, "y" * 100_000, "pool", "task", "../../etc", ".",
-    "public", "pg_monitor", "pgpark_outbox", "pg_class", "postgres", "mailbox", "gpu.x", "A", "-", "--help", "\x01\x7f",
+    "", " ", "'", "''; drop schema pgpark cascade; --", "\\", "\\'", "%", "%s", "${HOME}", "$1", '"', "\n", "a\tb\r\n",
+    "null", "NULL", "[]", "{}", "{a", "NaN", "infinity", "-1", "0", "1e400", "Ω", "😀", "e\u0301", "\u202egpj",
+    "\ufeff", "\ue000", "x" * 40, "x" * 41, "x" * 63, "x" * 64, "ü" * 32, "x" * 255, "x" * 256, "y" * 100_000, "pool",
+    "task", "../../etc", ".", "public", "pg_monitor", "pgpark_outbox", "pg_class", "postgres", "mailbox", "gpu.x", "A",
+    "-", "--help", "\x01\x7f",
 ]  # fmt: skip
 texts = st.one_of(st.sampled_from(TEXTS), st.sampled_from(TEXTS), st.text(max_size=12)).map(
     lambda text: text.replace("\0", "")
@@ -143,17 +152,20 @@ INTS = [0, 1, -1, 2, 7, 100, 2**15, -(2**15), 2**31 - 1, 2**31 - 2, -(2**31)]
 BIGINTS = [*INTS, 2**31, 2**53, 2**63 - 1, -(2**63)]
 DOUBLES = ["0", "-1", "-0.0", "1e-320", "1e308", "-1e308", "NaN", "Infinity", "-Infinity", "86400.5"]
 TIMES = [
-    "'infinity'", "'-infinity'", "'epoch'", "'4713-01-01 BC'", "'294276-12-31 23:59:59.999999'", "'9999-01-01'", "'9998-12-31'",
-    "'0001-01-01'", "now()", "now() - interval '1000 years'", "now() + interval '1 microsecond'", "'2026-03-29 02:30 Europe/Berlin'",
+    "'infinity'", "'-infinity'", "'epoch'", "'4713-01-01 BC'", "'294276-12-31 23:59:59.999999'", "'9999-01-01'",
+    "'9998-12-31'", "'0001-01-01'", "now()", "now() - interval '1000 years'", "now() + interval '1 microsecond'",
+    "'2026-03-29 02:30 Europe/Berlin'",
 ]  # fmt: skip
-JSON_SCALARS = [
-    None, True, False, 0, 1, -1, 0.5, 2**31, 2**63, 10**30, -(10**30), 1e308, 1e-300, *TEXTS[:32], "2030-01-31", "epoch", "1",
-    "0001-01-01T00:00:00 BC", "99999999-01-01", [], {}, [[]], [None], {"": None}, {"a": {"b": []}}, {"type": 1}, "x" * 300,
+JSON_SCALARS: list[Any] = [
+    None, True, False, 0, 1, -1, 0.5, 2**31, 2**63, 10**30, -(10**30), 1e308, 1e-300, *TEXTS[:32], "2030-01-31",
+    "epoch", "1", "0001-01-01T00:00:00 BC", "99999999-01-01", [], {}, [[]], [None], {"": None}, {"a": {"b": []}},
+    {"type": 1}, "x" * 300,
 ]  # fmt: skip
 JSON_TEXTS = [
-    '{"a": 1, "a": {"b": 2}, "a": null}', "1e400", "-0", "-0.0", "1.0000000000000000000000000000000001", "null", '""', "[]", "{}",
-    "[" * 200 + "]" * 200, '{"a":' * 200 + "1" + "}" * 200, '"\\u0000"', '["\\ud800"]', '{"\\u0000": 1}', "[1,]", "nan", "", "[" * 9000,
-    '{"max_units": 1e1000}', '{"max_units": 1, "max_units": []}', '[{"task_id": 1e30, "attempt": 1}]', '[' + "1," * 5000 + "1]",
+    '{"a": 1, "a": {"b": 2}, "a": null}', "1e400", "-0", "-0.0", "1.0000000000000000000000000000000001", "null", '""',
+    "[]", "{}", "[" * 200 + "]" * 200, '{"a":' * 200 + "1" + "}" * 200, '"\\u0000"', '["\\ud800"]', '{"\\u0000": 1}',
+    "[1,]", "nan", "", "[" * 9000, '{"max_units": 1e1000}', '{"max_units": 1, "max_units": []}',
+    '[{"task_id": 1e30, "attempt": 1}]', '[' + "1," * 5000 + "1]",
 ]  # fmt: skip
 json_scalars = st.one_of(st.sampled_from(JSON_SCALARS), texts)
 odd_json = st.one_of(
@@ -222,7 +234,8 @@ task_documents = st.lists(
     max_size=4,
 )
 part_documents = st.lists(
-    st.sampled_from([{"content": "a token"}, {"kind": "progress", "content": {"value": 0.4}}, {"content": [1]}]), max_size=4
+    st.sampled_from([{"content": "a token"}, {"kind": "progress", "content": {"value": 0.4}}, {"content": [1]}]),
+    max_size=4,
 )
 
 
