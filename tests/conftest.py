@@ -60,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--model-steps", type=int, default=8000, help="steps of the random histories of tests/test_model.py"
     )
     parser.addoption(
-        "--fuzz-calls", type=int, default=4000, help="calls with generated arguments of tests/test_fuzz.py"
+        "--fuzz-calls", type=int, default=3000, help="calls with generated arguments of tests/test_fuzz.py"
     )
     parser.addoption(
         "--backend", choices=list(BACKENDS), action="append", help="run tests marked every_backend on these alone"

@@ -112,7 +112,7 @@ create or replace function pgpark._on_one_line(message text) returns text
 language sql immutable
 as $$
   select case when length(l.line) <= 700 then l.line else left(l.line, 350) || ' ... ' || right(l.line, 300) end
-  from (select translate(message, e'\n\r', '  ') as line) l;
+  from (select translate(message, chr(10) || chr(13), '  ') as line) l;
 $$;
 
 -- Raises 22023 for a complaint about one element of an array, named by its place from 1; null: about a single one.

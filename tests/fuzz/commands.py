@@ -20,6 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, NoReturn
@@ -48,6 +49,7 @@ from tests.fuzz.values import (
 from tests.soak.findings import Findings
 
 LONGEST_SECS = 20
+LONGEST_LINE = 2100
 MOMENT = 0.02
 OWN_PROCESS = 100  # one in so many
 
@@ -154,6 +156,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+@cache
 def values(parameter: click.Parameter) -> st.SearchStrategy[Any]:
     """What is given for a parameter: by its name, else by its type."""
     kind = parameter.type
@@ -285,7 +288,7 @@ class Shell:
         if code in {2, 3}:
             if out:
                 return f"exit code {code} with something on standard output: {out[:80]!r}"
-            if not lines or not lines[-1].startswith(("pgpark", "  ")) or len(lines[-1]) > 2000:
+            if not lines or not lines[-1].startswith(("pgpark", "  ")) or len(lines[-1]) > LONGEST_LINE:
                 return f"exit code {code} without one clear line: {err[:80]!r} ... {err[-80:]!r}"
         elif "--json" in arguments and not {"-h", "--help", "--dump-sql"} & set(arguments):
             with contextlib.suppress(ValueError):

@@ -22,6 +22,8 @@ from tests.fuzz.statements import Callers
 from tests.fuzz.values import POOLS, drawn
 from tests.soak.findings import Findings
 
+ENOUGH = 10_000  # calls, for every function to be called and to answer
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -88,7 +90,7 @@ def fuzz(dsn: str, plan: Plan, folder: Path, progress: Callable[[str], None] = l
         "texts parsed": plan.texts,
         "  refused": refused_texts,
     }
-    for function in functions:
+    for function in functions if plan.statements >= ENOUGH else ():
         if function.name not in callers.answered:
             report.findings.add("a function that never answered proves little", function.name)
     return report

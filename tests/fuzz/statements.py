@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -90,33 +91,40 @@ def discover(connection: psycopg.Connection[DictRow]) -> list[Function]:
     return functions
 
 
+def calls(functions: Sequence[Function]) -> st.SearchStrategy[Call]:
+    """Calls of which half are right all over. Of the functions Hypothesis prefers the first."""
+    ordered = sorted(functions, key=lambda function: -WEIGHTS.get(function.name, 1))
+    weighted = [function for function in ordered for _ in range(round(10 * WEIGHTS.get(function.name, 1)))]
+    return _calls(st.sampled_from(weighted))
+
+
 @st.composite
-def calls(draw: st.DrawFn, functions: Sequence[Function]) -> Call:
-    """Calls of which half are right all over."""
-    function = draw(st.sampled_from(_weighted(functions)))
-    careful = draw(st.booleans())
+def _calls(draw: st.DrawFn, functions: st.SearchStrategy[Function]) -> Call:
+    function = draw(functions)
+    careful = draw(_either)
     place = draw(places)
     given = {}
     for argument in function.arguments:
-        if not argument.required and draw(st.sampled_from([True, True, False])):
+        if not argument.required and draw(_either):
             continue
-        odd = not careful and draw(st.sampled_from([True, False, False]))
-        given[argument.name] = draw(_odd(argument) if odd else _plausible(argument, place))
-    return Call(function, given, draw(st.sampled_from(FRAMES)))
+        # A pool that is not there hides whatever else is wrong, so that is rare.
+        seldom = argument.name in {"pool", "name"}
+        if not careful and draw(_one_in_twelve if seldom else _one_in_three):
+            given[argument.name] = draw(_odd(argument))
+        elif argument.name in {"task_id", "attempt", "callback_id"}:
+            given[argument.name] = Pick(argument.name, place)
+        else:
+            given[argument.name] = draw(PLAUSIBLE.get(argument.name, ODD[argument.type]))
+    return Call(function, given, draw(_frames))
 
 
-def _weighted(functions: Sequence[Function]) -> list[Function]:
-    """The more often a function stands there the more often it is called; the first one is preferred by Hypothesis."""
-    ordered = sorted(functions, key=lambda function: -WEIGHTS.get(function.name, 1))
-    return [function for function in ordered for _ in range(round(10 * WEIGHTS.get(function.name, 1)))]
+_either = st.booleans()
+_one_in_three = st.sampled_from([False, False, True])
+_one_in_twelve = st.sampled_from([False] * 11 + [True])
+_frames = st.sampled_from(FRAMES)
 
 
-def _plausible(argument: Argument, place: int) -> st.SearchStrategy[Any]:
-    if argument.name in {"task_id", "attempt", "callback_id"}:
-        return st.just(Pick(argument.name, place))
-    return PLAUSIBLE.get(argument.name, ODD[argument.type])
-
-
+@cache
 def _odd(argument: Argument) -> st.SearchStrategy[Any]:
     either = [ODD[argument.type], ODD[argument.type], st.none()]
     if argument.name in DOCUMENTS:
