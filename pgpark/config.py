@@ -126,7 +126,7 @@ def plain(value: Any, file: str, path: tuple[str, ...] = ()) -> Any:
         raise BadInputError(f"{file}: {'.'.join((*path, value.key))} is given twice")
     try:
         if isinstance(value, Mapping):
-            if (odd := next((key for key in value if not isinstance(key, str)), None)) is not None:
+            for odd in (key for key in value if not isinstance(key, str)):
                 why = " (YAML reads on, off, yes and no so)" if isinstance(odd, bool) else ""
                 raise BadInputError(f"{here}: the key {odd!r} must be a text; put it in quotes{why}")
             return {key: plain(inner, file, (*path, key)) for key, inner in value.items()}

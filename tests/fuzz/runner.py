@@ -75,8 +75,8 @@ def fuzz(dsn: str, plan: Plan, folder: Path, progress: Callable[[str], None] = l
             refused_texts += parse(_share(plan.texts, plan, round_), seed, folder, report.findings)
             for wrong in checks.wrongs():
                 report.findings.add(wrong.partition(":")[0], f"{wrong} -- seed {seed}")
-            found = report.findings.counts.total()
-            progress(f"round {round_ + 1} of {plan.rounds}: {time.monotonic() - before:.0f} s, {found} findings")
+            progress(f"round {round_ + 1} of {plan.rounds}: {time.monotonic() - before:.0f} s")
+            progress(str(report.findings))
     report.figures = {
         "calls": plan.statements + plan.commands + plan.texts,
         "functions": len(functions),
