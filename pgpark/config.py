@@ -223,6 +223,8 @@ def _yaml(text: str, file: str) -> Any:
         problem = error.problem if known else "a tag, an anchor or an alias that cannot be used"
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise BadInputError(f"{file} is not YAML: {problem}{place}") from error
+    except (AttributeError, LookupError, TypeError) as error:  # PyYAML's own, for a text that is not what its tag says
+        raise BadInputError(f"{file} is not YAML: a value is not what its tag says") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInputError(f"{file} is not YAML: {one_line(error)}") from error
 
