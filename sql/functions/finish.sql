@@ -103,9 +103,9 @@ $$;
 comment on function pgpark.park_next is
 'park_finish_many and then park_claim, in one transaction and one round trip: what a worker that is busy calls. outcomes:
 as in park_finish_many, also of other pools. Returns the rows of park_claim with fenced = false, then a row with fenced =
-true for each outcome that was not accepted (its task_id and attempt, all else null). Errors: 22023, 42704, 25001 and 42501, and
-then nothing was done; 40P01 and 55P03 if somebody who holds the pool for half a second or more is in the way: try again, or
-call the two one after the other.';
+true for each outcome that was not accepted (its task_id and attempt, all else null). Errors: 22023, 42704, 25001 and
+42501, and then nothing was done; 40P01 and 55P03 if somebody who holds the pool for half a second or more is in the way:
+try again, or call the two one after the other.';
 
 create or replace function pgpark._bad_status(status text) returns text
 language sql immutable
