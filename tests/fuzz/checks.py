@@ -10,14 +10,15 @@ from tests.accounts import faults
 
 _WATCH = """
     create schema fuzz;
-    create table fuzz.capacity (pool_id int, max_units bigint);
+    create table fuzz.seen (pool_id int, max_units bigint, given_depth boolean);
     create function fuzz.note() returns trigger language plpgsql security definer as $$
     begin
-      insert into fuzz.capacity values (new.pool_id, new.max_units);
+      insert into fuzz.seen
+      values (new.pool_id, new.max_units, old.max_queue_depth is null and new.max_queue_depth is not null);
       return null;
     end
     $$;
-    create trigger capacity after insert or update of max_units on pgpark.pool
+    create trigger seen after insert or update of max_units on pgpark.pool
       for each row execute function fuzz.note();
     """
 _OVER = """
@@ -26,13 +27,17 @@ _OVER = """
     from pgpark.pool p
     join (select pool_id, sum(units) as units from pgpark.task where state in ('running', 'cancelling') group by 1) u
       using (pool_id)
-    join (select pool_id, max(max_units) as most from fuzz.capacity group by 1) c using (pool_id)
+    join (select pool_id, max(max_units) as most from fuzz.seen group by 1) c using (pool_id)
     where u.units > c.most"""
+# Where a pool without a depth was given one while a task was on its way, places are booked wrongly for a minute at most
+# (docs/decisions/0001); here that minute is over at once.
+_MEND = """
+    update pgpark.place set counted_at = 'epoch' where pool_id in (select pool_id from fuzz.seen where given_depth)"""
 # From here on a pool may run what it may have, or what it runs, whichever is more.
 _BEGIN_ANEW = """
-    truncate fuzz.capacity;
-    insert into fuzz.capacity select pool_id, max_units from pgpark.pool;
-    insert into fuzz.capacity
+    truncate fuzz.seen;
+    insert into fuzz.seen select pool_id, max_units from pgpark.pool;
+    insert into fuzz.seen
     select pool_id, sum(units) from pgpark.task where state in ('running', 'cancelling') group by 1"""
 
 
@@ -48,6 +53,8 @@ class Checks:
     def wrongs(self) -> list[str]:
         """A line for each thing that does not hold. A server that crashed shows as a connection that was lost."""
         try:
+            self._connection.execute(_MEND.encode())
+            self._connection.execute("select pgpark.park_maintain()")
             found = faults(self._dsn) + [row["line"] for row in self._connection.execute(_OVER.encode())]
             self._connection.execute(_BEGIN_ANEW.encode())
             if self._server_start() != self._started:

@@ -257,11 +257,12 @@ class Shell:
 
     def _in_this_process(self, arguments: list[str], stdin: str, environment: dict[str, str]) -> tuple[int, str, str]:
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace") for _ in range(2))
+        given = self._folder / "stdin"
+        given.write_text(stdin, encoding="utf-8", errors="replace")
         with (
+            given.open(encoding="utf-8") as read,
             mock.patch.dict(os.environ, environment),
-            mock.patch.object(
-                sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode(errors="replace")), encoding="utf-8")
-            ),
+            mock.patch.object(sys, "stdin", read),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             _time_limit(),
