@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pgpark.errors import BadInputError, one_line
+from pgpark.paths import expanded
 from pgpark.places import Place
 
 SCHEMA_FILE = Path(__file__).parent / "scheduler-config.schema.json"
@@ -50,7 +51,7 @@ class Config:
         if (dsn := self._text(name, "database", pool.get("database"))) is not None:
             return Place(dsn, given.home)
         if queue.get("type") == "yaque" and (path := self._text(name, "queue.path", queue.get("path"))) is not None:
-            return Place(None, (self.folder / Path(path).expanduser()).resolve())
+            return Place(None, (self.folder / expanded(path)).resolve())
         return given
 
     def places(self, given: Place) -> dict[str, Place]:
@@ -77,7 +78,7 @@ def load(file: str | Path | Mapping[str, Any], *, only_places: bool = False) -> 
     if isinstance(file, Mapping):
         shown, folder, value = "config", Path.cwd(), plain(file, "config")
     else:
-        path = Path(file).expanduser()
+        path = expanded(file)
         shown, folder = str(file), path.resolve().parent
         try:
             text = path.read_text(encoding="utf-8-sig")

@@ -14,6 +14,7 @@ as $$
 #variable_conflict use_column
 begin
   perform pgpark._require('{}', null, '{}', 'grant access');
+  perform pgpark._require_read_committed();
   perform pgpark._lock_entrance(0, alone => true);  -- two that change rights of one function at once would fail
   perform pgpark._check_grant(park_grant.role, park_grant.kind, park_grant.tenants, park_grant.pools);
   insert into access (role, kind, tenants, pools)
@@ -29,7 +30,8 @@ comment on function pgpark.park_grant is
 'Gives a role that is there already access of one kind, instead of what it had of that kind. producer: submits, cancels,
 follows and fetches; with tenants only theirs, with pools only in these. worker: claims, finishes, and delivers callbacks;
 with pools only of these. reader: numbers of pools, no payloads. admin: everything but migrating. A role may have several
-kinds; members of it have them too. Errors: 42704 (no such role, no such pool), 22023, 42501 (the caller is no admin).';
+kinds; members of it have them too. Errors: 42704 (no such role, no such pool), 22023, 25001, 42501 (the
+caller is no admin).';
 
 create or replace function pgpark.park_revoke(role text, kind text default null) returns int
 language plpgsql
@@ -41,6 +43,7 @@ declare
   revoked int;
 begin
   perform pgpark._require('{}', null, '{}', 'revoke access');
+  perform pgpark._require_read_committed();
   perform pgpark._lock_entrance(0, alone => true);
   perform pgpark._check_grant(park_revoke.role, coalesce(park_revoke.kind, 'reader'), null, null);
   delete from access a
@@ -54,7 +57,7 @@ $$;
 
 comment on function pgpark.park_revoke is
 'Takes access of one kind (null: of every kind) from a role; returns how many kinds it had of those. A role that has none
-left can be dropped. Errors: 42704, 22023, 42501.';
+left can be dropped. Errors: 42704, 22023, 25001, 42501.';
 
 create or replace function pgpark.park_grants()
 returns table (role text, kind text, tenants text[], pools text[])

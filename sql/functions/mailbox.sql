@@ -96,6 +96,7 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
+  perform pgpark._require_read_committed();
   if pgpark._is_stranger() then
     message_ids := array(
       select m.message_id
@@ -109,7 +110,7 @@ $$;
 
 comment on function pgpark.park_ack is
 'Takes messages out of the mailbox for good, with their parts, and forgets their idempotency keys. Returns
-how many were there.';
+how many were there. Errors: 25001.';
 
 create or replace function pgpark._ack(message_ids bigint[]) returns int
 language plpgsql

@@ -93,7 +93,7 @@ json_lines = st.one_of(
     texts,
 )
 config_texts = st.one_of(files.map(json_text), json_files, st.sampled_from(YAML_TEXTS), texts)
-existing = st.sampled_from(["/", "/nonesuch", "", ".", "/dev/null", "x" * 300, "-", "/proc/self/mem"])
+existing = st.sampled_from(["~nobody", "/", "/nonesuch", "", ".", "/dev/null", "x" * 300, "-", "/proc/self/mem"])
 # None of a server elsewhere: a name that is looked up, or a host that does not answer, costs seconds.
 odd_dsns = st.sampled_from(
     [
@@ -329,6 +329,7 @@ class Shell:
             for target, replacement in {
                 "pgpark.embedded.EmbeddedServer.use": use,
                 "pgpark.embedded.EmbeddedServer.keep": lambda _: None,
+                "pgpark.embedded.EmbeddedServer.stop": lambda _, force=False: False,
                 "pgpark.cli.work.Worker.run": lambda _: True,
                 "pgpark.cli.notifier.Notifier.run": lambda _: None,
                 "pgpark.cli.show.time": SimpleNamespace(sleep=interrupted),

@@ -327,6 +327,15 @@ def test_each_writing_function_refuses_a_stale_snapshot(db: Database, level: str
         "park_cancel(1)",
         "park_prune()",
         "park_maintain()",
+        "park_emit(1, 1, '[]')",
+        "park_emit_many('[]')",
+        "park_next('gpu', 'w')",
+        "park_ack('{1}')",
+        "park_callbacks()",
+        "park_callback_done(1, 1)",
+        "park_retry_callbacks()",
+        "park_grant(current_user, 'reader')",
+        "park_revoke(current_user)",
     ):
         db.connection.execute(f"begin isolation level {level}")
         with pytest.raises(psycopg.errors.ActiveSqlTransaction, match="pgpark needs READ COMMITTED"):
