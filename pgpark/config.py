@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pgpark.errors import BadInputError, one_line
+from pgpark.paths import expanded
 from pgpark.places import Place
 
 SCHEMA_FILE = Path(__file__).parent / "scheduler-config.schema.json"
@@ -50,7 +51,7 @@ class Config:
         if (dsn := self._text(name, "database", pool.get("database"))) is not None:
             return Place(dsn, given.home)
         if queue.get("type") == "yaque" and (path := self._text(name, "queue.path", queue.get("path"))) is not None:
-            return Place(None, (self.folder / Path(path).expanduser()).resolve())
+            return Place(None, (self.folder / expanded(path)).resolve())
         return given
 
     def places(self, given: Place) -> dict[str, Place]:
@@ -77,7 +78,7 @@ def load(file: str | Path | Mapping[str, Any], *, only_places: bool = False) -> 
     if isinstance(file, Mapping):
         shown, folder, value = "config", Path.cwd(), plain(file, "config")
     else:
-        path = Path(file).expanduser()
+        path = expanded(file)
         shown, folder = str(file), path.resolve().parent
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -126,7 +127,7 @@ def plain(value: Any, file: str, path: tuple[str, ...] = ()) -> Any:
         raise BadInputError(f"{file}: {'.'.join((*path, value.key))} is given twice")
     try:
         if isinstance(value, Mapping):
-            if (odd := next((key for key in value if not isinstance(key, str)), None)) is not None:
+            for odd in (key for key in value if not isinstance(key, str)):
                 why = " (YAML reads on, off, yes and no so)" if isinstance(odd, bool) else ""
                 raise BadInputError(f"{here}: the key {odd!r} must be a text; put it in quotes{why}")
             return {key: plain(inner, file, (*path, key)) for key, inner in value.items()}
@@ -223,6 +224,8 @@ def _yaml(text: str, file: str) -> Any:
         problem = error.problem if known else "a tag, an anchor or an alias that cannot be used"
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise BadInputError(f"{file} is not YAML: {problem}{place}") from error
+    except (AttributeError, LookupError, TypeError) as error:  # PyYAML's own, for a text that is not what its tag says
+        raise BadInputError(f"{file} is not YAML: a value is not what its tag says") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInputError(f"{file} is not YAML: {one_line(error)}") from error
 

@@ -22,6 +22,7 @@ import psycopg
 from psycopg import sql
 
 from pgpark.errors import DatabaseError, one_line
+from pgpark.paths import expanded
 
 DATABASE = "pgpark"
 _START_TIMEOUT_SECS = 600  # recovery after a crash can take minutes
@@ -32,7 +33,7 @@ class EmbeddedServer:
     """The server below one home folder."""
 
     def __init__(self, home: Path) -> None:
-        self.home = home.expanduser().resolve()
+        self.home = expanded(home).resolve()
         self.data = self.home / "data"
         self._kept = self.home / "keep-running"
 

@@ -11,6 +11,9 @@ import psycopg
 class PgparkError(Exception):
     """Base of all errors that pgpark raises on purpose."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())  # what it repeats of an argument may have line breaks
+
 
 class BadInputError(PgparkError, ValueError):
     """An argument, file or config is wrong; nothing was done. `element` is the place in a batch, counted from 1."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from pgpark.database import connect, where
 from pgpark.embedded import EmbeddedServer
 from pgpark.migrate import migrate
+from pgpark.paths import expanded
 
 HOME = ".pgpark"
 
@@ -53,4 +54,4 @@ class Place:
         return hash(self._key())
 
     def _key(self) -> str:
-        return f"dsn {self.dsn}" if self.dsn else f"home {self.home.expanduser().resolve()}"
+        return f"dsn {self.dsn}" if self.dsn else f"home {expanded(self.home).resolve()}"

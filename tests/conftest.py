@@ -63,6 +63,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--chaos-minutes", type=float, default=0.05, help="how long each scenario of tests/chaos breaks things"
     )
     parser.addoption(
+        "--fuzz-calls", type=int, default=3000, help="calls with generated arguments of tests/test_fuzz.py"
+    )
+    parser.addoption(
         "--backend", choices=list(BACKENDS), action="append", help="run tests marked every_backend on these alone"
     )
 

@@ -80,6 +80,12 @@ def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("c.yaml", "pools:\n  a: {}\n  a: {}\n", "c.yaml line 3: a is given twice"),
         ("c.yaml", "pools:\n  a: {max_units: 1\n", "c.yaml is not YAML: "),
         ("c.yaml", "pools:\n  1: {max_units: 1}\n", "c.yaml: pools: the key 1 must be a text; put it in quotes"),
+        ("c.yaml", "pools:\n  ~: {max_units: 1}\n", "c.yaml: pools: the key None must be a text; put it in quotes"),
+        ("c.yaml", "a: !!timestamp x", "c.yaml is not YAML: a value is not what its tag says"),
+        ("c.yaml", "a: !!int ''", "c.yaml is not YAML: a value is not what its tag says"),
+        ("c.yaml", "a: !!bool x", "c.yaml is not YAML: a value is not what its tag says"),
+        ("c.yaml", "? ", "c.yaml: the key None must be a text; put it in quotes"),
+        ("c.json", '{"a\\n\\nb": 1}', "c.json: a b is no key of this file"),
         ("c.yaml", "pools:\n  a: {max_units: .inf}\n", "c.yaml: pools.a.max_units: inf is no number in JSON"),
         ("c.yaml", "pools:\n  a: {at: 2030-01-01}\n", "c.yaml: pools.a.at: the config of a pool must be made of JSON"),
         (

@@ -33,6 +33,8 @@ _EPILOG = (
     "terminated."
 )
 
+_LONGEST_COMPLAINT = 2000
+
 
 class _InterruptedError(Exception):
     """Ctrl-C, before click prints an empty line for it."""
@@ -134,6 +136,9 @@ def _refused(error: PgparkError) -> int:
 
 
 def _complain(message: str, code: int) -> int:
+    if len(message) > _LONGEST_COMPLAINT:  # what it repeats of an argument is cut in the middle
+        half = _LONGEST_COMPLAINT // 2
+        message = f"{message[:half]} ... {message[-half:]}"
     click.echo(message, err=True)
     return code
 

@@ -83,7 +83,7 @@ begin
   into granted
   from access a
   where pg_has_role(pgpark._caller(), a.role::oid, 'usage');
-  raise exception 'role % may not %', quote_literal(pgpark._caller()), deed
+  raise exception 'role % may not %', quote_literal(pgpark._caller()), pgpark._on_one_line(deed)
     using errcode = '42501',
           hint = coalesce('Granted to it: ' || granted, 'Nothing is granted to it') || '. Who may change that: pgpark grant.';
 end

@@ -248,7 +248,8 @@ begin
   )
   select c.* into bad from checked c where c.complaint is not null order by c.shown limit 1;
   if found then
-    raise exception 'pools.%.% %', _check_config.name, bad.shown, bad.complaint using errcode = '22023';
+    raise exception 'pools.%.%', _check_config.name, pgpark._on_one_line(bad.shown || ' ' || bad.complaint)
+      using errcode = '22023';
   elsif config ->> 'max_units' is null and config #>> '{cost_model,gpu_vram_total_gb}' is null then
     raise exception 'pools.%.max_units is missing', _check_config.name
       using errcode = '22023', hint = 'How many units may be in use at once, for example {"max_units": 24}.';

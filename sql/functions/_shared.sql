@@ -61,7 +61,7 @@ declare
     select string_agg(p.name, ', ' order by p.name)
     from (select pool.name from pool where pgpark._may(pgpark._kinds(), pool.name, '{}') order by 1 limit 20) p);
 begin
-  raise exception 'unknown pool %', coalesce(quote_literal(_unknown_pool.name), 'NULL')
+  raise exception 'unknown pool %', coalesce(pgpark._on_one_line(quote_literal(_unknown_pool.name)), 'NULL')
     using errcode = '42704',
           hint = coalesce('Pools here: ' || names, 'There are no pools yet; park_put_pool makes one.');
 end
@@ -107,6 +107,14 @@ as $$
   select (pgpark._priority_names())[level + 1];
 $$;
 
+-- A message as it is raised: on one line, and cut in the middle where what it repeats of an argument is long.
+create or replace function pgpark._on_one_line(message text) returns text
+language sql immutable
+as $$
+  select case when length(l.line) <= 700 then l.line else left(l.line, 350) || ' ... ' || right(l.line, 300) end
+  from (select translate(message, chr(10) || chr(13), '  ') as line) l;
+$$;
+
 -- Raises 22023 for a complaint about one element of an array, named by its place from 1; null: about a single one.
 create or replace function pgpark._refuse_element(complaint text, "position" int) returns void
 language plpgsql stable
@@ -114,9 +122,9 @@ set search_path = pgpark, pg_temp
 as $$
 begin
   if "position" is null then
-    raise exception '%', complaint using errcode = '22023';
+    raise exception '%', pgpark._on_one_line(complaint) using errcode = '22023';
   else
-    raise exception 'element %: %', "position", complaint
+    raise exception 'element %: %', "position", pgpark._on_one_line(complaint)
       using errcode = '22023', detail = format('element %s', "position");
   end if;
 end

@@ -14,6 +14,8 @@ as $$
 #variable_conflict use_column
 begin
   perform pgpark._require('{}', null, '{}', 'grant access');
+  perform pgpark._require_read_committed();
+  perform pgpark._lock_entrance(0, alone => true);  -- two that change rights of one function at once would fail
   perform pgpark._check_grant(park_grant.role, park_grant.kind, park_grant.tenants, park_grant.pools);
   insert into access (role, kind, tenants, pools)
   values (quote_ident(park_grant.role)::regrole, park_grant.kind, park_grant.tenants, park_grant.pools)
@@ -28,7 +30,8 @@ comment on function pgpark.park_grant is
 'Gives a role that is there already access of one kind, instead of what it had of that kind. producer: submits, cancels,
 follows and fetches; with tenants only theirs, with pools only in these. worker: claims, finishes, and delivers callbacks;
 with pools only of these. reader: numbers of pools, no payloads. admin: everything but migrating. A role may have several
-kinds; members of it have them too. Errors: 42704 (no such role, no such pool), 22023, 42501 (the caller is no admin).';
+kinds; members of it have them too. Errors: 42704 (no such role, no such pool), 22023, 25001, 42501 (the
+caller is no admin).';
 
 create or replace function pgpark.park_revoke(role text, kind text default null) returns int
 language plpgsql
@@ -40,6 +43,8 @@ declare
   revoked int;
 begin
   perform pgpark._require('{}', null, '{}', 'revoke access');
+  perform pgpark._require_read_committed();
+  perform pgpark._lock_entrance(0, alone => true);
   perform pgpark._check_grant(park_revoke.role, coalesce(park_revoke.kind, 'reader'), null, null);
   delete from access a
   where a.role = quote_ident(park_revoke.role)::regrole
@@ -52,7 +57,7 @@ $$;
 
 comment on function pgpark.park_revoke is
 'Takes access of one kind (null: of every kind) from a role; returns how many kinds it had of those. A role that has none
-left can be dropped. Errors: 42704, 22023, 42501.';
+left can be dropped. Errors: 42704, 22023, 25001, 42501.';
 
 create or replace function pgpark.park_grants()
 returns table (role text, kind text, tenants text[], pools text[])
@@ -128,16 +133,22 @@ declare
   unknown text;
 begin
   if not exists (select from pg_roles r where r.rolname = _check_grant.role) then
-    raise exception 'unknown role %', coalesce(quote_literal(_check_grant.role), 'NULL')
+    raise exception 'unknown role %', coalesce(pgpark._on_one_line(quote_literal(_check_grant.role)), 'NULL')
       using errcode = '42704', hint = 'Make it first: create role ... login';
+  elsif _check_grant.role = current_user then
+    raise exception 'role % owns pgpark and may do everything: there is nothing to grant it or to revoke',
+                    quote_literal(_check_grant.role)
+      using errcode = '22023';
   elsif coalesce(_check_grant.kind in ('producer', 'worker', 'reader', 'admin'), false) is false then
     raise exception 'unknown kind of access %; use producer, worker, reader or admin',
-                    coalesce(quote_literal(_check_grant.kind), 'NULL')
+                    coalesce(pgpark._on_one_line(quote_literal(_check_grant.kind)), 'NULL')
       using errcode = '22023';
   elsif _check_grant.tenants is not null and _check_grant.kind <> 'producer' then
     raise exception 'tenants go with producer, not with %', _check_grant.kind using errcode = '22023';
   elsif _check_grant.pools is not null and _check_grant.kind = 'admin' then
     raise exception 'an admin has all pools; pools go with producer, worker and reader' using errcode = '22023';
+  elsif greatest(array_ndims(_check_grant.tenants), array_ndims(_check_grant.pools)) > 1 then
+    raise exception 'tenants and pools must be plain lists of names, not lists of lists' using errcode = '22023';
   elsif 0 in (cardinality(_check_grant.tenants), cardinality(_check_grant.pools))
         or array_position(_check_grant.tenants, null) > 0 or array_position(_check_grant.pools, null) > 0 then
     raise exception 'tenants and pools must name at least one each, or be left out for any' using errcode = '22023';

@@ -53,6 +53,7 @@ declare
   now_ timestamptz := pgpark._now();
   due bigint[];
 begin
+  perform pgpark._require_read_committed();
   if coalesce(max_callbacks, 0) < 1 then
     raise exception 'max_callbacks must be at least 1, not %', coalesce(max_callbacks::text, 'NULL')
       using errcode = '22023';
@@ -111,7 +112,7 @@ timeout_secs seconds in all. Report with park_callback_done(callback_id, attempt
 more seconds have passed nobody else gets them; then they are due again: an attempt that nobody reported counts. Parts of
 url are percent-encoded. Callbacks whose pool has no notifier any more, or whose attempts are used up, become dead letters
 on the way, so there can be more due when fewer come back. LISTEN "pgpark.callback" (with the pool''s name) and
-park_callbacks_due() tell when to call. Errors: 22023.';
+park_callbacks_due() tell when to call. Errors: 22023, 25001, 42501.';
 
 -- Of these callbacks, those that nobody can deliver or that were tried often enough become dead letters.
 create or replace function pgpark._bury_hopeless(callback_ids bigint[]) returns void
@@ -157,6 +158,7 @@ declare
   waiting record;
   attempts_allowed int;
 begin
+  perform pgpark._require_read_committed();
   if pgpark._is_stranger() and not pgpark._may(
     array['worker'],
     coalesce((select q.message ->> 'pool' from pgmq.q_pgpark_outbox q where q.msg_id = park_callback_done.callback_id),
@@ -203,7 +205,7 @@ comment on function pgpark.park_callback_done is
 people, without secrets; retry_after_secs: what the receiver asked for, in seconds, at most a day is heeded. Returns
 delivered (2xx, also from a late attempt), retry (no answer, 1xx, 3xx, 408, 425, 429, 5xx: due again after a backoff that
 doubles from a second to an hour), dead (any other 4xx, or notifier.max_attempts used up: see park_dead_letters) or
-unknown (it is no longer there, or another attempt is under way; nothing was changed).';
+unknown (it is no longer there, or another attempt is under way; nothing was changed). Errors: 25001.';
 
 -- Seconds until the attempt after this one: doubles from 1 to 3600, of which a random quarter is taken off so that
 -- callbacks that failed together do not come back together. Twenty attempts take about seven hours.
@@ -294,6 +296,7 @@ declare
   retried int;
 begin
   perform pgpark._require('{}', null, '{}', 'retry callbacks');
+  perform pgpark._require_read_committed();
   with risen as (
     delete from pgmq.q_pgpark_dead_letters q
     where (park_retry_callbacks.callback_ids is null or q.msg_id = any (park_retry_callbacks.callback_ids))
@@ -314,7 +317,7 @@ $$;
 
 comment on function pgpark.park_retry_callbacks is
 'Puts dead letters back into the outbox, due now and with all attempts before them: those with these callback_ids (null:
-any) of this pool (null: any). Returns how many.';
+any) of this pool (null: any). Returns how many. Errors: 25001, 42501.';
 
 -- Callbacks of the outbox become dead letters. error: null for what the last failure was, or that there is no report.
 create or replace function pgpark._bury(callback_ids bigint[], http_status int, error text) returns void

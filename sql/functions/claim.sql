@@ -75,6 +75,7 @@ begin
   end if;
 
   lot := pgpark._lock_pool(_claim.pool);
+  slots := least(slots, lot.max_units);  -- each task holds a unit or more
   loop
     now_ := pgpark._now();
     looked := pgpark._look(lot, now_, _claim.worker, _claim.max_units);

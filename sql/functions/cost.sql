@@ -47,7 +47,8 @@ declare
   complaint text;
 begin
   if jsonb_typeof(park_llm_capacity.cost_model) is distinct from 'object' then
-    raise exception 'cost_model must be an object, not %', coalesce(park_llm_capacity.cost_model::text, 'NULL')
+    raise exception 'cost_model must be an object, not %',
+                    coalesce(pgpark._on_one_line(park_llm_capacity.cost_model::text), 'NULL')
       using errcode = '22023';
   end if;
   begin

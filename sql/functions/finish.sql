@@ -54,7 +54,8 @@ $$;
 comment on function pgpark.park_finish_many is
 'Ends many attempts at once. Each element is an object with the arguments of park_finish as its keys (task_id and
 attempt are required). Returns one row per element, in order: task_id and whether it was accepted; false means fenced,
-as in park_finish. An element that is not of the right form is an error (22023) and nothing is changed.';
+as in park_finish. An element that is not of the right form is an error (22023) and nothing is changed.
+Errors: 22023, 25001.';
 
 create or replace function pgpark.park_next(
   pool text,
@@ -102,9 +103,9 @@ $$;
 comment on function pgpark.park_next is
 'park_finish_many and then park_claim, in one transaction and one round trip: what a worker that is busy calls. outcomes:
 as in park_finish_many, also of other pools. Returns the rows of park_claim with fenced = false, then a row with fenced =
-true for each outcome that was not accepted (its task_id and attempt, all else null). Errors: 22023, 42704 and 42501, and then
-nothing was done; 40P01 and 55P03 if somebody who holds the pool for half a second or more is in the way: try again, or
-call the two one after the other.';
+true for each outcome that was not accepted (its task_id and attempt, all else null). Errors: 22023, 42704, 25001 and
+42501, and then nothing was done; 40P01 and 55P03 if somebody who holds the pool for half a second or more is in the way:
+try again, or call the two one after the other.';
 
 create or replace function pgpark._bad_status(status text) returns text
 language sql immutable

@@ -96,6 +96,7 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
+  perform pgpark._require_read_committed();
   if pgpark._is_stranger() then
     message_ids := array(
       select m.message_id
@@ -109,7 +110,7 @@ $$;
 
 comment on function pgpark.park_ack is
 'Takes messages out of the mailbox for good, with their parts, and forgets their idempotency keys. Returns
-how many were there.';
+how many were there. Errors: 25001.';
 
 create or replace function pgpark._ack(message_ids bigint[]) returns int
 language plpgsql
@@ -126,6 +127,10 @@ begin
   where m.message_id = any (_ack.message_ids)
   order by k.pool_id, k.tenant, k.idempotency_key  -- as submits lock them, so that the two cannot deadlock
   for update of k;
+  perform from mailbox m
+  where m.message_id = any (_ack.message_ids)
+  order by m.message_id  -- one order for everybody, so that two cannot deadlock
+  for update;
   with gone as (
     delete from mailbox m
     where m.message_id = any (_ack.message_ids)
@@ -173,7 +178,8 @@ comment on function pgpark.park_result is
 'The mailbox row of one task, if it has ended and its message was not taken out; no row otherwise. Also for tasks that
 were submitted without a tenant.';
 
--- Purges a bite of outcomes that were kept long enough and returns how many.
+-- Purges a bite of outcomes that were kept long enough and returns how many. Waits for nobody: an outcome that somebody
+-- holds, or whose key somebody holds, is left for the next time.
 create or replace function pgpark._purge(now_ timestamptz, bite int) returns int
 language plpgsql
 set search_path = pgpark, pg_temp
@@ -184,13 +190,32 @@ set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 #variable_conflict use_column
+declare
+  due bigint[] := array(
+    select m.message_id from mailbox m where m.purge_at <= now_ order by m.purge_at limit bite);
+  with_key bigint[];
+  held bigint[];  -- those whose key is ours now: keys before outcomes, as in _ack
 begin
+  with_key := array(
+    select m.message_id
+    from mailbox m
+    join submission_key k on k.pool_id = m.pool_id
+                         and k.tenant = coalesce(m.tenant, '')
+                         and k.idempotency_key = m.idempotency_key
+    where m.message_id = any (due));
+  held := array(
+    select m.message_id
+    from mailbox m
+    join submission_key k on k.pool_id = m.pool_id
+                         and k.tenant = coalesce(m.tenant, '')
+                         and k.idempotency_key = m.idempotency_key
+    where m.message_id = any (with_key)
+    for update of k skip locked);
   return pgpark._ack(array(
     select m.message_id
     from mailbox m
-    where m.purge_at <= now_
-    order by m.purge_at
-    limit bite
+    where m.message_id = any (due)
+      and (m.message_id <> all (with_key) or m.message_id = any (held))
     for update skip locked));
 end
 $$;

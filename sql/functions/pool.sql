@@ -49,11 +49,6 @@ begin
     return 'unchanged';
   end if;
   perform pgpark._create_storage(after_);
-  if before.mailbox_ttl_secs is distinct from after_.mailbox_ttl_secs then
-    update mailbox m
-    set purge_at = m.created_at + pgpark._secs(after_.mailbox_ttl_secs)
-    where m.pool_id = before.pool_id;
-  end if;
 
   moved := (before.queue_type, before.queue_name) <> (after_.queue_type, after_.queue_name);
   retenanted := before.fairness <> after_.fairness
@@ -119,6 +114,12 @@ begin
   end if;
   if before.max_queue_depth is distinct from after_.max_queue_depth then
     perform pgpark._deal_places(after_, pgpark._now());
+  end if;
+  if before.mailbox_ttl_secs is distinct from after_.mailbox_ttl_secs then
+    perform from mailbox m where m.pool_id = before.pool_id order by m.message_id for update;  -- in the order of park_ack
+    update mailbox m
+    set purge_at = m.created_at + pgpark._secs(after_.mailbox_ttl_secs)
+    where m.pool_id = before.pool_id;
   end if;
   perform pgpark._reset_front(before.pool_id);
   perform pgpark._remember(after_);
@@ -191,7 +192,7 @@ begin
   perform pgpark._require_read_committed();
   if park_set_pool_state.state in ('active', 'paused', 'draining', 'disabled') is not true then
     raise exception 'unknown state %; use active, paused, draining or disabled',
-                    coalesce(quote_literal(park_set_pool_state.state), 'NULL')
+                    coalesce(pgpark._on_one_line(quote_literal(park_set_pool_state.state)), 'NULL')
       using errcode = '22023';
   end if;
   perform pgpark._lock_entrance(0, alone => true);
@@ -280,7 +281,8 @@ set search_path = pgpark, pg_temp
 as $$
 begin
   if _check_pool_name.name ~ '^[a-z0-9_]{1,40}$' is not true then
-    raise exception 'pool name % is not possible', coalesce(quote_literal(_check_pool_name.name), 'NULL')
+    raise exception 'pool name % is not possible',
+                    coalesce(pgpark._on_one_line(quote_literal(_check_pool_name.name)), 'NULL')
       using errcode = '22023', hint = 'Use 1 to 40 lower-case letters, digits and _.';
   end if;
 end

@@ -115,7 +115,8 @@ comment on function pgpark.park_submit_many is
 'Submits an array of tasks at once. Each element is an object with the arguments of park_submit as its keys (payload
 is required); prompt_tokens and max_tokens instead of units charge by the pool''s cost_model. Returns one row per
 element, in order, with the columns of park_submit. A refusal concerns its element alone; an error (22023, its DETAIL
-names the element, counted from 1) leaves all of them unsubmitted.';
+names the element, counted from 1) leaves all of them unsubmitted.
+Errors: 22023, 42704, 25001, 42501.';
 
 -- Raises 42501 unless the caller may submit to this pool, and for each of these tenants.
 create or replace function pgpark._require_submit(pool text, tenants text[]) returns void

@@ -58,5 +58,5 @@ def required(tool: str) -> str:
     """The path of a program without which a scenario cannot be: CI must have it, others may do without."""
     path = shutil.which(tool)
     if path is None:
-        (pytest.fail if os.environ.get("PGPARK_TEST_NEEDS_CHAOS") else pytest.skip)(f"{tool} is not installed")
+        (pytest.fail if os.environ.get("PGPARK_TEST_NEEDS_TOOLS") else pytest.skip)(f"{tool} is not installed")
     return path

@@ -18,6 +18,7 @@ import pytest
 
 from pgpark import cli
 from tests.conftest import Database, wait_for
+from tests.fuzz.commands import leaves
 
 
 class Printed:
@@ -338,16 +339,8 @@ def test_every_option_can_be_set_in_the_environment(pgpark: Pgpark, db: Database
     assert db.status(row["task_id"])["units"] == 7
 
 
-def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
-    found = []
-    for name, command in group.commands.items():
-        inner = (*path, name)
-        found += commands(command, inner) if isinstance(command, click.Group) else [(inner, command)]
-    return found
-
-
 @pytest.mark.parametrize(
-    ("path", "command"), commands(cli.cli), ids=lambda value: "-".join(value) if isinstance(value, tuple) else ""
+    ("path", "command"), leaves(cli.cli), ids=lambda value: "-".join(value) if isinstance(value, tuple) else ""
 )
 def test_the_variable_of_an_option_is_its_name(path: tuple[str, ...], command: click.Command) -> None:
     for option in (p for p in command.params if isinstance(p, click.Option)):
@@ -504,6 +497,12 @@ def test_a_config_file_that_is_none_says_why(
         ["submit", "gpu", "1", "--skip-bad"],
         ["submit", "gpu", "1", "--tenant", "\udcff"],
         ["pool", "put", "gpu", "--set", "x=" + "[" * 100000],
+        ["notifier", "retry", "y" * 100000],
+        ["apply", "y" * 100000],
+        ["apply", "~nobody_of_this_name/pools.json"],
+        ["stats", "--pools", "~nobody_of_this_name/pools.json"],
+        ["db", "url", "--home", "~nobody_of_this_name"],
+        ["pool", "show", "a\nb" + "y" * 100000],
     ],
     ids=lambda value: " ".join(value)[:40],
 )
@@ -511,6 +510,7 @@ def test_nonsense_is_one_line_and_exit_2(pgpark: Pgpark, db: Database, arguments
     db.pool()
     printed = pgpark(*arguments)
     assert (printed.code, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
+    assert len(printed.err) < 2100
 
 
 def test_a_line_that_the_database_cannot_store_is_named_too(pgpark: Pgpark, db: Database, tmp_path: Path) -> None:

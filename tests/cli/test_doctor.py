@@ -159,7 +159,7 @@ def pooler(db: Database) -> Iterator[Pooler]:
     """Runs PgBouncer before the database in a mode, and returns the DSN through it."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
-        assert "PGPARK_TEST_NEEDS_PGBOUNCER" not in os.environ, "there is no pgbouncer on this machine"
+        assert "PGPARK_TEST_NEEDS_TOOLS" not in os.environ, "there is no pgbouncer on this machine"
         pytest.skip("there is no pgbouncer on this machine")
     info = db.connection.info
     user = Path(info.host).owner() if info.host.startswith("/") else "nobody"  # who may open the server's socket

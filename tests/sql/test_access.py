@@ -434,7 +434,10 @@ def test_a_second_grant_of_a_kind_replaces_the_first(db: Database, roles: Roles)
         (("ROLE", "admin", None, ["gpu"]), "22023", "an admin has all pools"),
         (("ROLE", "producer", [], None), "22023", "must name at least one"),
         (("ROLE", "producer", ["a", None], None), "22023", "must name at least one"),
+        (("ROLE", "producer", [["a"]], None), "22023", "must be plain lists of names"),
+        (("ROLE", "worker", None, [["gpu"], ["gpu"]]), "22023", "must be plain lists of names"),
         (("ROLE", "worker", None, ["gpu", "typo"]), "42704", "unknown pool 'typo'"),
+        (("ROLE", "k" * 100_000, None, None), "22023", "unknown kind of access 'kkk.{,800}; use producer, worker"),
     ],
 )
 def test_a_grant_that_makes_no_sense_is_refused(
@@ -447,6 +450,31 @@ def test_a_grant_that_makes_no_sense_is_refused(
         roles.grant(*given)
     assert caught.value.sqlstate == state
     assert db.rows("select * from pgpark.park_grants()") == []
+
+
+def test_nothing_is_granted_to_the_owner_nor_taken_from_it(db: Database) -> None:
+    owner = db.value("select nspowner::regrole::text from pg_namespace where nspname = 'pgpark'")
+    for call in ("park_grant(%s, 'reader')", "park_revoke(%s)"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="owns pgpark and may do everything"):
+            db.rows(f"select pgpark.{call}", owner)
+
+
+def test_grants_at_once_wait_for_one_another(
+    db: Database,
+    roles: Roles,
+    connect: Callable[[], Database],
+    background: Callable[[Database, Callable[[], Any]], Background],
+) -> None:
+    first, second = roles.make(), roles.make()
+    other = connect()
+    db.connection.execute("begin")
+    roles.grant(first, "reader")
+    waiting = background(
+        other, lambda: other.rows("select pgpark.park_grant(%s, 'reader')", second)
+    ).wait_until_blocked()
+    db.connection.execute("commit")
+    waiting.result()
+    assert {row["role"] for row in db.rows("select * from pgpark.park_grants()")} == {first, second}
 
 
 # -- who is asking ---------------------------------------------------------------------------------------------------

@@ -222,6 +222,12 @@ def test_an_impossible_claim_is_named(db: Database, arguments: str, message: str
     assert caught.value.diag.message_primary == message
 
 
+def test_a_claim_of_as_many_as_there_are_numbers_starts_what_fits(db: Database) -> None:
+    db.pool(max_bypass=1, tenants={"t": {"max_units": 2}})
+    first, second, _ = (db.parked(tenant="t") for _ in range(3))
+    assert db.claimed(max_tasks=2**31 - 1) == [first, second]
+
+
 def reference_pick(parked: list[tuple[int, int]], free: int, slots: int, bypass: int) -> list[int]:
     """What DESIGN section 5 says starts, for parked (id, units) in rank order and a head that was never passed."""
     picked: list[int] = []

@@ -472,6 +472,21 @@ def test_acknowledging_does_not_deadlock_with_a_submit_of_the_same_keys(
     assert ack.result() == 2
 
 
+def test_purging_waits_for_nobody_who_acknowledges(db: Database, connect: Open) -> None:
+    db.pool(mailbox={"ttl_secs": 0.001})
+    for key in ("a", "b"):
+        db.parked(idempotency_key=key, tenant="t")
+    for task in db.claimed():
+        db.finish(task)
+    first, second = (row["message_id"] for row in db.rows("select * from pgpark.park_fetch('t')"))
+    other = connect()
+    other.connection.execute("begin")
+    other.rows("select from pgpark.submission_key where idempotency_key = 'a' for update")  # as park_ack begins
+    assert db.maintain()["purged"] == 1, "only what nobody holds"
+    assert other.value("select pgpark.park_ack(array[%s::bigint, %s])", first, second) == 1
+    other.connection.execute("commit")
+
+
 def test_submits_into_a_pool_with_a_depth_do_not_wait_for_one_another(db: Database, connect: Open) -> None:
     db.pool(max_queue_depth=40)
     others = [connect() for _ in range(20)]

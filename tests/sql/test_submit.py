@@ -288,6 +288,28 @@ def test_a_batch_must_be_an_array(db: Database, tasks: Any) -> None:
         submit_many(db, tasks)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "park_stats(repeat('y', 100000) || e'\\n')",
+        "park_submit('gpu', '{}', priority => repeat('y', 100000) || e'\\n')",
+        "park_submit_many('gpu', jsonb_build_array(jsonb_build_object('units', repeat('y', 100000))))",
+        "park_put_pool('gpu', jsonb_build_object(repeat('y', 100000) || e'\\n', 1))",
+        "park_put_pool(e'gpu\\n', '{}')",
+        "park_set_pool_state('gpu', e'\\n')",
+        "park_llm_capacity(to_jsonb(repeat('y', 100000)))",
+    ],
+)
+def test_an_error_is_one_line_whatever_it_repeats(db: Database, call: str) -> None:
+    db.pool()
+    with pytest.raises(psycopg.Error) as caught:
+        db.rows(f"select pgpark.{call}")
+    message = caught.value.diag.message_primary or ""
+    assert caught.value.sqlstate in ("22023", "42704")
+    assert "\n" not in message
+    assert len(message) < 800
+
+
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 def test_each_writing_function_refuses_a_stale_snapshot(db: Database, level: str) -> None:
     db.pool()
@@ -305,6 +327,15 @@ def test_each_writing_function_refuses_a_stale_snapshot(db: Database, level: str
         "park_cancel(1)",
         "park_prune()",
         "park_maintain()",
+        "park_emit(1, 1, '[]')",
+        "park_emit_many('[]')",
+        "park_next('gpu', 'w')",
+        "park_ack('{1}')",
+        "park_callbacks()",
+        "park_callback_done(1, 1)",
+        "park_retry_callbacks()",
+        "park_grant(current_user, 'reader')",
+        "park_revoke(current_user)",
     ):
         db.connection.execute(f"begin isolation level {level}")
         with pytest.raises(psycopg.errors.ActiveSqlTransaction, match="pgpark needs READ COMMITTED"):
