@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ SABOTAGES = {
         "_is_bad_worker",
         "coalesce(worker, '') = '' or octet_length(worker) > 255",
         "false",
-        "23502 null value in column",
+        r": 23(502|514) ",
     ),
     "a claim that books a unit too much": (
         "_book_start",
@@ -49,7 +50,7 @@ def test_the_fuzz_finds_what_is_done_wrong(name: str, dsn: str, tmp_path: Path) 
     with psycopg.connect(dsn, autocommit=True) as connection:
         replace(connection, function, right, wrong)
     report = fuzz(dsn, Plan(statements=600, commands=0, texts=0, rounds=1), tmp_path)
-    assert any(finding in found for found in report.findings.counts), str(report)
+    assert any(re.search(finding, found) for found in report.findings.counts), str(report)
 
 
 def test_the_fuzz_finds_a_parser_that_raises(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +58,7 @@ def test_the_fuzz_finds_a_parser_that_raises(dsn: str, tmp_path: Path, monkeypat
         raise KeyError("no")
 
     monkeypatch.setattr(config, "parse", parse)
-    report = fuzz(dsn, Plan(statements=0, commands=60, texts=80, rounds=1), tmp_path)
+    report = fuzz(dsn, Plan(statements=0, commands=300, texts=80, rounds=1), tmp_path)
     found = report.findings.counts.keys()
     assert "a config file in JSON: KeyError: 'no'" in found, str(report)
     assert any(finding.startswith("pgpark ") and "KeyError" in finding for finding in found), str(report)
