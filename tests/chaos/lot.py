@@ -189,11 +189,11 @@ class Lot:
         with psycopg.connect(self.dsn) as connection:
             return {str(name) for (name,) in connection.execute("select worker from pgpark.worker").fetchall()}
 
-    def ended(self) -> int:
-        """How many tasks have ended; 0 while nobody can tell."""
+    def ended(self) -> int | None:
+        """How many tasks have ended; None while nobody can tell."""
         with contextlib.suppress(psycopg.Error), psycopg.connect(self.dsn, connect_timeout=5) as connection:
             return int(connection.execute("select count(*) from pgpark.mailbox").fetchall()[0][0])
-        return 0
+        return None
 
     def replace_dead(self) -> None:
         """Starts a new worker for each that has died, of the same name, as a supervisor would."""
@@ -206,8 +206,15 @@ class Lot:
 
     def progress(self, tasks: int = 1, seconds: float = 60) -> None:
         """Waits until so many more tasks have ended."""
-        before = self.ended()
-        wait_for(lambda: self.replace_dead() or self.ended() >= before + tasks, seconds, "for tasks to end")
+        before: list[int] = []
+
+        def enough() -> bool:
+            self.replace_dead()
+            ended = self.ended()
+            before.extend([] if before or ended is None else [ended])
+            return ended is not None and ended >= before[0] + tasks
+
+        wait_for(enough, seconds, "for tasks to end")
 
     def break_for(self, minutes: float, event: Callable[[], None], *, at_least: int = 3) -> None:
         """Does it again and again, each time after some tasks have ended since the last time."""
