@@ -79,15 +79,18 @@ class Submitter(threading.Thread):
     def run(self) -> None:
         numbers = itertools.count(1)
         number = next(numbers)
-        while not self.halt.is_set():
+        asked = False  # for this number, and the answer was lost
+        while asked or not self.halt.is_set():
             try:
                 with Client(self._dsn) as park:
-                    while not self.halt.is_set():
+                    while asked or not self.halt.is_set():
+                        asked = True
                         if self._submit(park, number):
                             number = next(numbers)
+                        asked = False
             except (PgparkError, psycopg.Error):
                 self.lost += 1
-                self.halt.wait(0.05)
+                time.sleep(0.05)
 
     def _submit(self, park: Client, number: int) -> bool:
         payload = {"n": number, "secs": self._random.uniform(0, 2 * self._secs)} | self._extra(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import random
@@ -54,8 +55,8 @@ def test_the_network_of_the_workers_fails_in_every_way(proxied: tuple[Postmaster
         lot.events["delays"] += 1
 
     with lot.at_work():
-        ways = [drop, hang, slow_down]
-        lot.break_for(minutes, lambda: ways[sum(lot.events.values()) % 3](), at_least=6)
+        ways = itertools.cycle([drop, hang, slow_down])
+        lot.break_for(minutes, lambda: next(ways)(), at_least=6)
         proxy.delay = 0
         lot.settle()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import subprocess
@@ -53,7 +54,8 @@ def test_postgres_is_restarted_and_backends_crash(new_server: NewServer, minutes
         wait_for(server.answers)
 
     with lot.at_work():
-        lot.break_for(minutes, lambda: random.choice([stop_politely, crash_backend])(), at_least=4)
+        ways = itertools.cycle([stop_politely, crash_backend])
+        lot.break_for(minutes, lambda: next(ways)(), at_least=4)
         lot.settle()
 
 
