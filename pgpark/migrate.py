@@ -97,6 +97,7 @@ def _carry_out(connection: psycopg.Connection[DictRow], todo: Plan) -> None:
         connection.execute("delete from pgpark.migration where name <> all (%s)", [[file.name for file in sql_files()]])
         connection.execute(_CLOSE)
         connection.execute("select pgpark._record_blueprint(%s)", [before])
+        connection.execute("select pgpark._renew_leases()")  # nobody could meanwhile
 
 
 def plan(connection: psycopg.Connection[DictRow]) -> Plan:

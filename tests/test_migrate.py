@@ -16,7 +16,7 @@ from psycopg.rows import DictRow, dict_row
 
 from pgpark import migrate
 from pgpark.errors import MigrationError
-from tests.conftest import psql
+from tests.conftest import Database, psql
 
 NewDatabase = Callable[[], str]
 
@@ -116,6 +116,19 @@ def test_a_changed_function_file_is_applied_again(empty_databases: NewDatabase, 
     monkeypatch.setattr(migrate, "sql_files", lambda: (*files[:-1], last))
     assert [file.name for file in migrated(dsn).files] == [last.name]
     assert migrated(dsn).empty
+
+
+def test_leases_do_not_lapse_during_a_migration(db: Database) -> None:
+    """However long it takes: workers cannot renew them meanwhile."""
+    db.pool(lease_secs=30)
+    task = db.parked()
+    db.claim()
+    db.rows("update pgpark.task set lease_until = now() - interval '1 hour' returning 1")
+    db.rows("update pgpark.front set next_lapse = '-infinity' returning 1")
+    db.rows("delete from pgpark.migration where name = 'functions/stats.sql' returning 1")
+    assert not migrated(db.dsn).empty
+    assert db.maintain()["reclaimed"] == 0
+    assert db.finish(task)
 
 
 def test_a_helper_may_change_its_signature(empty_databases: NewDatabase, monkeypatch: Any) -> None:
