@@ -48,7 +48,7 @@ from tests.fuzz.values import (
 )
 from tests.soak.findings import Findings
 
-LONGEST_SECS = 20
+LONGEST_SECS = 60
 LONGEST_LINE = 2100
 MOMENT = 0.02
 OWN_PROCESS = 100  # one in so many
