@@ -1,10 +1,13 @@
-"""The process of a handler, `python -m pgpark.child FD LOG_LEVEL MODULE:FUNCTION`: started by processes.py, which has
-the other end of the socket. Loads the handler once and runs the tasks that it is handed, one at a time."""
+"""The process of a handler: started by processes.py, which has the other end of the socket. Loads the handler once and
+runs the tasks that it is handed, one at a time."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import json
+import logging
 import os
 import signal
 import socket
@@ -30,21 +33,42 @@ from pgpark.frames import (
 )
 from pgpark.hands import named, result_json, shortened
 from pgpark.logs import start_logging
-from pgpark.models import Claimed, PartKind
+from pgpark.loops import end_with_forks
+from pgpark.models import ClaimedRow, PartKind
 from pgpark.parts import PartBuffer, checked
+
+log = logging.getLogger("pgpark.worker")
+
+_PR_SET_PDEATHSIG = 1
 
 
 class _Line:
-    """Our end of the socket: any thread may say something, one hears. A process that the handler forks has none, so
-    that the worker sees when this one is gone."""
+    """Our end of the socket: any thread may say something, one hears. Nothing that the handler starts has it, so that
+    the worker sees when this process is gone."""
 
     def __init__(self, end: socket.socket) -> None:
+        end.set_inheritable(False)
         self._end = end
         self._saying = threading.Lock()
+        self._task = 0  # counted
         os.register_at_fork(after_in_child=end.close)
 
-    def say(self, frame: bytes) -> None:
+    def begin(self) -> int:
+        """A task begins; returns its number."""
         with self._saying:
+            self._task += 1
+            return self._task
+
+    def say(self, frame: bytes, task: int | None = None) -> None:
+        """task: the number of the one that it belongs to; nothing is said once that has ended."""
+        with self._saying:
+            if task in (None, self._task):
+                self._end.sendall(frame)
+
+    def say_last(self, frame: bytes) -> None:
+        """The outcome of a task, after which nothing of it may be said."""
+        with self._saying:
+            self._task += 1
             self._end.sendall(frame)
 
     def hear(self) -> tuple[bytes, Any]:
@@ -67,18 +91,19 @@ class _Line:
 
 class _Outbox(PartBuffer):
     """Of one task: hands each part to the worker at once, which keeps and bounds them. While it does not read, putting
-    waits."""
+    waits. Does nothing once the task has ended."""
 
     def __init__(self, line: _Line) -> None:
         super().__init__()
         self._line = line
+        self._task = line.begin()
         self.closed_for: str | None = None  # why the worker takes no more
 
     def put(self, kind: PartKind, content: Any) -> None:
         part = checked(kind, content)
         if self.closed_for is not None:
             raise BadInputError(self.closed_for)
-        self._line.say(frame(PART, [kind, part.content]))
+        self._line.say(frame(PART, [kind, part.content]), self._task)
 
 
 class _Child:
@@ -88,28 +113,34 @@ class _Child:
         self._line = line
         self._executor = executor
         self._loop = asyncio.new_event_loop()
-        self._outbox = _Outbox(line)
         self._context: TaskContext | None = None
+        self._outbox: _Outbox | None = None
         self._job: asyncio.Task[None] | None = None
 
     def run(self) -> None:
         """Never returns."""
+        end_with_forks(self._loop)
         threading.Thread(target=self._listen, name="pgpark-worker", daemon=True).start()
         self._loop.run_forever()
 
     def _listen(self) -> None:
-        while True:
-            kind, said = self._line.hear()
-            if kind == NO_MORE:
-                self._outbox.closed_for = said
-            elif kind == STOP:
-                if self._context is not None:
-                    self._context.ask_to_stop()  # also while a handler blocks the loop
-                self._loop.call_soon_threadsafe(self._stop)
-            elif kind == TASK:
-                self._outbox = _Outbox(self._line)
-                self._context = TaskContext(said["pool"], Claimed.model_validate(said["task"]), parts=self._outbox)
-                self._loop.call_soon_threadsafe(self._start, self._context)
+        try:
+            while True:
+                self._heed(*self._line.hear())
+        finally:  # whatever it is, nobody would hear the worker any more
+            os._exit(1)
+
+    def _heed(self, kind: bytes, said: Any) -> None:
+        if kind == NO_MORE and self._outbox is not None:
+            self._outbox.closed_for = said
+        elif kind == STOP:
+            if self._context is not None:
+                self._context.ask_to_stop()  # also while a handler blocks the loop
+            self._loop.call_soon_threadsafe(self._stop)
+        elif kind == TASK:
+            self._outbox = _Outbox(self._line)
+            self._context = TaskContext(said["pool"], ClaimedRow(**said["task"]), self._outbox)
+            self._loop.call_soon_threadsafe(self._start, self._context)
 
     def _start(self, context: TaskContext) -> None:
         self._job = self._loop.create_task(self._do(context))
@@ -125,11 +156,18 @@ class _Child:
             said = frame(CANCELLED)
         except BaseException as error:  # SystemExit too, and whatever a library derives from BaseException
             said = frame(FAILURE, shortened(one_line(error) if isinstance(error, HandlerError) else named(error)))
-        self._line.say(said)
+            log.debug("task %d", context.task_id, exc_info=error)
+        try:
+            self._line.say_last(said)
+        except OSError:  # the worker has gone, or the handler has closed what is not its own
+            os._exit(1)
 
 
 def main() -> None:
-    descriptor, level, path = sys.argv[1:]
+    """Arguments: a descriptor, the level of the log, the process id of the worker, MODULE:FUNCTION."""
+    descriptor, level, worker, path = sys.argv[1:]
+    _end_with(int(worker))
+    _leave_signals_to_the_worker()
     start_logging(int(level))
     line = _Line(socket.socket(fileno=int(descriptor)))
     try:
@@ -141,5 +179,24 @@ def main() -> None:
     _Child(line, executor).run()
 
 
-if __name__ == "__main__":
-    main()
+def _end_with(worker: int) -> None:
+    """On Linux, has the kernel kill this process when the worker is gone, even while a handler holds the interpreter.
+    Elsewhere the end of the socket says so, once a thread can run."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != worker:
+            os._exit(1)
+
+
+def _leave_signals_to_the_worker() -> None:
+    """A signal to all processes of a service is the worker's to heed: it gives handlers their grace."""
+    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def reset() -> None:  # what the handler forks can be ended as usual
+        for kind in kinds:
+            signal.signal(kind, signal.SIG_DFL)
+
+    for kind in kinds:
+        signal.signal(kind, lambda *_: None)  # not SIG_IGN, which programs that it starts would inherit
+    os.register_at_fork(after_in_child=reset)

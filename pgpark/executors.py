@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from pgpark.errors import BadInputError, one_line
 from pgpark.models import Claimed, ClaimedRow
@@ -67,6 +68,13 @@ class TaskContext:
         if isinstance(self._claimed, ClaimedRow):
             self._claimed = Claimed.model_validate(self._claimed._asdict() | {"payload": self.payload})
         return self._claimed
+
+    def claimed_row(self) -> dict[str, Any]:
+        """The columns of the claimed task as JSON has them, but for the payload: that is its JSON text, unread."""
+        if isinstance(self._claimed, ClaimedRow):
+            return typing.cast("dict[str, Any]", to_jsonable_python(self._claimed._asdict()))
+        rest = self._claimed.model_dump(mode="json", exclude={"payload"})
+        return rest | {"payload": json.dumps(self._claimed.payload)}
 
     @property
     def task_id(self) -> int:
@@ -154,9 +162,12 @@ class FunctionExecutor:
         if self.stoppable:
             home = os.getpid()
             try:
-                return await self._handler(*arguments)
-            finally:
-                _leave_if_forked(home)
+                result = await self._handler(*arguments)
+            except BaseException as error:
+                _leave_if_forked(home, error)
+                raise
+            _leave_if_forked(home)
+            return result
         return await _in_thread(self._handler, arguments, name=f"{TASK_THREAD}{context.task_id}")
 
 
@@ -288,6 +299,7 @@ async def _in_thread(handler: Callable[..., Any], arguments: tuple[Any, ...], na
             value = handler(*arguments)
         except BaseException as error:  # SystemExit too: it ends the task, not the worker
             succeeded, value = False, error
+            _leave_if_forked(home, error)
         _leave_if_forked(home)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has gone
             loop.call_soon_threadsafe(settle, succeeded, value)
@@ -299,10 +311,15 @@ async def _in_thread(handler: Callable[..., Any], arguments: tuple[Any, ...], na
     raise HandlerError(f"{type(value).__name__}: {value}") from value
 
 
-def _leave_if_forked(home: int) -> None:
-    """Ends a process that a handler has forked and that went on here: this code, and its connections, are another's."""
-    if os.getpid() != home:
-        os._exit(1)
+def _leave_if_forked(home: int, error: BaseException | None = None) -> None:
+    """Ends a process that a handler has forked and that went on here: this code, and its connections, are another's.
+    One that leaves by sys.exit() has its exit code."""
+    if os.getpid() == home:
+        return
+    code = error.code if isinstance(error, SystemExit) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if code is None else code if isinstance(code, int) else 1)
 
 
 def _environment(context: TaskContext, named: frozenset[str]) -> dict[str, str]:

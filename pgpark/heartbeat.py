@@ -74,11 +74,15 @@ class Heartbeat:
                 self._poked.wait(_RETRY_SECS)
 
     def _beat(self, connection: psycopg.Connection[DictRow]) -> None:
+        bound = 0.0
         while not self._ended:
             self._poked.clear()
             (pool,) = silence.run_on(connection, calls.pools(self._pool), self._patience)
             pause = float(pool.settings["lease_secs"]) / 3
             self._patience = max(pause, _SHORTEST_PATIENCE_SECS)
+            if self._prepare and bound != self._patience:
+                bound = self._patience
+                silence.bound_server(connection, bound)
             self._told(pool.settings)
             held = self._held()
             stop = silence.run_on(connection, calls.heartbeat(self._pool, self._worker, list(held)), self._patience)

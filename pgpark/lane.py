@@ -30,6 +30,7 @@ T = TypeVar("T")
 # Postgres looks for deadlocks, and then the two go in transactions of their own for a while.
 _APART_SECS = 5.0
 _SHORTEST_PAUSE_SECS, _LONGEST_PAUSE_SECS = 0.01, 0.5
+_SLOWEST_BYTES = 100_000  # per second, of a line that is still worth waiting for
 
 _COLUMNS = (
     "t.task_id, t.attempt, t.payload::text, t.priority, t.units, t.tenant, t.user_id, t.session_id, t.deadline,"
@@ -85,7 +86,7 @@ class Lane:
         """Writes outcomes (elements of park_finish_many as JSON) and returns which were accepted, in their order."""
 
         async def once() -> list[bool]:
-            return _accepted(await self._rows(self._finishing, _FINISH, (_array(outcomes),)))
+            return _accepted(await self._rows(self._finishing, _FINISH, (_array(outcomes),), _size(outcomes)))
 
         return await _insisting(once)
 
@@ -105,7 +106,8 @@ class Lane:
         if time.monotonic() < self._apart_until:
             return None
         try:
-            rows = await self._rows(self._claiming, _NEXT, (*self._wanted(slots), _array(outcomes)))
+            parameters = (*self._wanted(slots), _array(outcomes))
+            rows = await self._rows(self._claiming, _NEXT, parameters, _size(outcomes))
         except ConflictError as error:
             log.debug("outcomes and claims go apart for %g s: %s", _APART_SECS, one_line(error))
             self._apart_until = time.monotonic() + _APART_SECS
@@ -118,9 +120,13 @@ class Lane:
     def _wanted(self, slots: int) -> tuple[str, str, int, int | None]:
         return self._pool, self._worker, slots, self._max_units
 
-    async def _rows(self, cursor: psycopg.AsyncCursor[TupleRow], statement: Any, parameters: Any) -> list[TupleRow]:
+    async def _rows(
+        self, cursor: psycopg.AsyncCursor[TupleRow], statement: Any, parameters: Any, size: int = 0
+    ) -> list[TupleRow]:
+        """size: bytes to send, which takes its time."""
+        patience = None if self._patience is None else self._patience + size / _SLOWEST_BYTES
         try:
-            with silence.bounded(self._connection, self._patience):
+            with silence.bounded(self._connection, patience):
                 await cursor.execute(statement, parameters)
                 return await cursor.fetchall()
         except psycopg.Error as error:
@@ -141,6 +147,10 @@ async def _insisting(once: Callable[[], Awaitable[T]]) -> T:
 
 def _array(outcomes: Sequence[bytes]) -> Jsonb:
     return Jsonb(b"[" + b",".join(outcomes) + b"]", dumps=_as_it_is)
+
+
+def _size(outcomes: Sequence[bytes]) -> int:
+    return sum(map(len, outcomes))
 
 
 def _as_it_is(encoded: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from typing import Any
 
@@ -27,6 +28,11 @@ def wound_up(loop: asyncio.AbstractEventLoop) -> bool:
         return False
     loop.close()
     return True
+
+
+def end_with_forks(loop: asyncio.AbstractEventLoop) -> None:
+    """Ends each process that is forked from this one as soon as it comes back to the loop, which is another's."""
+    os.register_at_fork(after_in_child=lambda: call_soon(loop, os._exit, 1))
 
 
 def call_soon(loop: asyncio.AbstractEventLoop, callback: Any, *arguments: Any) -> None:

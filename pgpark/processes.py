@@ -2,7 +2,7 @@
 
 A process (child.py) loads the handler once and runs one task at a time. One that dies fails the attempt that it ran,
 and the next task gets a new one. When the worker is gone, its processes see the end of their sockets and leave. Knows
-nothing of Postgres.
+nothing of Postgres. Why so: docs/decisions/0018.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from pgpark.errors import BadInputError
 from pgpark.executors import HandlerError, TaskContext
-from pgpark.frames import BROKEN, CANCELLED, FAILURE, HEADER, NO_MORE, RESULT, STOP, TASK, frame
+from pgpark.frames import BROKEN, CANCELLED, FAILURE, HEADER, NO_MORE, PART, READY, RESULT, STOP, TASK, frame
 
 _STOP_SECS = 5.0
 _END_SECS = 1.0
+# Not `-m`, which would look for whatever pgpark imports in the present folder first.
+_MAIN = (
+    f"import sys; sys.path[:] = [*filter(None, sys.path), {str(Path(__file__).parents[1])!r}];"
+    " from pgpark.child import main; main()"
+)
 
 
 class ProcessExecutor:
@@ -54,9 +60,10 @@ class ProcessExecutor:
         try:
             return await process.run(context)
         finally:
-            if process.alive:
+            if process.idle:
                 self._idle.append(process)
             else:
+                process.kill()
                 self._processes.discard(process)
 
     def _one(self) -> _Process:
@@ -65,6 +72,7 @@ class ProcessExecutor:
             process = self._idle.pop()
             if process.lives():
                 return process
+            process.kill()
             self._processes.discard(process)
         process = _Process(self._path)
         self._processes.add(process)
@@ -80,18 +88,19 @@ class ProcessExecutor:
 
 
 class _Process:
-    """A process, and our end of the socket to it. `alive`: it has not been killed, nor seen to be dead."""
+    """A process, and our end of the socket to it. `idle`: it has the handler loaded and no task, and all that it said
+    of the last one has been read; only such a one may be given a task."""
 
     def __init__(self, path: str) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "pgpark.child", str(theirs.fileno()), str(_level()), path],
+                [sys.executable, "-c", _MAIN, str(theirs.fileno()), str(_level()), str(os.getpid()), path],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is the worker's to handle
             )
-        self.alive = True
+        self.idle = False
         self._loaded = False
         self._saying = asyncio.Lock()
 
@@ -104,16 +113,15 @@ class _Process:
             said = json.loads(end.read(size))
         if kind == BROKEN:
             raise BadInputError(said)
-        self._loaded = True
+        self._loaded = self.idle = True
 
     def lives(self) -> bool:
-        """Looks whether it has died meanwhile."""
-        if self._popen.poll() is not None:
-            self.kill()
-        return self.alive
+        """Whether it has not died meanwhile."""
+        return self._popen.poll() is None
 
     async def run(self, context: TaskContext) -> Any:
         """Runs a task. Raises HandlerError, also when the process dies or cannot load the handler."""
+        self.idle = False
         self._socket.setblocking(False)
         talk = asyncio.create_task(self._talk(context))
         try:
@@ -126,7 +134,6 @@ class _Process:
                 for job in (talk, asking):
                     job.cancel()
                 await asyncio.wait({talk, asking})
-                self.kill()
                 raise
         try:
             return talk.result()
@@ -136,27 +143,38 @@ class _Process:
     async def _talk(self, context: TaskContext) -> Any:
         """Hands over the task and takes what comes back until it has ended. Raises EOFError when it is gone."""
         if not self._loaded:
-            kind, said = await self._hear()
-            if kind == BROKEN:
-                raise HandlerError(said)
-            self._loaded = True
+            await self._hear_that_it_is_loaded()
             if context.stopping:
+                self.idle = True
                 raise asyncio.CancelledError
-        await self._say(frame(TASK, {"pool": context.pool, "task": context.task.model_dump(mode="json")}))
+        await self._say(frame(TASK, {"pool": context.pool, "task": context.claimed_row()}))
         while True:
             kind, said = await self._hear()
+            if kind == PART:
+                await self._take(context, said)
+                continue
+            self.idle = True
             if kind == RESULT:
                 return said
             if kind == FAILURE:
                 raise HandlerError(said)
-            if kind == CANCELLED:
-                raise asyncio.CancelledError
-            try:
-                context.parts.put(*said)
-            except BadInputError as error:
-                context.parts.refuse(str(error))  # so that the attempt fails even if it emits no more
-                await self._say(frame(NO_MORE, str(error)))
-            await context.parts.drain()  # meanwhile nothing is read, so that a handler that emits too fast waits
+            assert kind == CANCELLED
+            raise asyncio.CancelledError
+
+    async def _hear_that_it_is_loaded(self) -> None:
+        kind, said = await self._hear()
+        if kind == BROKEN:
+            raise HandlerError(said)
+        assert kind == READY
+        self._loaded = True
+
+    async def _take(self, context: TaskContext, part: Any) -> None:
+        try:
+            context.parts.put(*part)
+        except BadInputError as error:
+            context.parts.refuse(str(error))  # so that the attempt fails even if it emits no more
+            await self._say(frame(NO_MORE, str(error)))
+        await context.parts.drain()  # meanwhile nothing is read, so that a handler that emits too fast waits
 
     async def _say(self, frame: bytes) -> None:
         """A process that is gone hears nothing; it is who listens to it that finds out."""
@@ -184,17 +202,12 @@ class _Process:
     async def _end(self) -> str:
         """How the process ended, which has closed its end; it is killed if it lives on."""
         try:
-            code = await asyncio.to_thread(self._popen.wait, _END_SECS)
+            return _death(await asyncio.to_thread(self._popen.wait, _END_SECS))
         except subprocess.TimeoutExpired:
             return "closed its connection to the worker, and was killed"
-        else:
-            return _death(code)
-        finally:
-            self.kill()
 
     def kill(self) -> None:
         """Ends the process and whatever is left in its group."""
-        self.alive = False
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, signal.SIGKILL)
         self._socket.close()

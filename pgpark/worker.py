@@ -34,7 +34,7 @@ from pgpark.hands import Hands, Run, named, result_json, shortened
 from pgpark.heartbeat import Heartbeat
 from pgpark.lane import Lane
 from pgpark.listener import listen
-from pgpark.loops import call_soon, wound_up
+from pgpark.loops import call_soon, end_with_forks, wound_up
 from pgpark.models import ClaimedRow
 from pgpark.notifier import NotifierSettings, NotifierThread
 from pgpark.parts import PartBuffer
@@ -100,6 +100,7 @@ class Worker:
         should end at once (`os._exit`) rather than wait for them.
         """
         loop = asyncio.new_event_loop()
+        end_with_forks(loop)
         try:
             for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.add_signal_handler(kind, self.stop)
@@ -199,7 +200,7 @@ class Worker:
                     if lost:
                         log.info("connected to the database again")
                     if patience is not None and settings.listen:
-                        await silence.bound_server(connection, patience)
+                        await silence.bound_server_async(connection, patience)
                     lane = Lane(connection, settings.pool, settings.name, settings.units, patience)
                     self._pids[place] = lane.pid
                     retry_secs = _FIRST_RETRY_SECS

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 import threading
@@ -69,6 +70,10 @@ def kill_worker(_payload: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def length_of_text(payload: Any) -> int:
+    return len(repr(payload))
+
+
 def exit_at_once(_payload: Any) -> None:
     os._exit(7)
 
@@ -88,6 +93,51 @@ def fork(_payload: Any) -> str:
 
 async def fork_on_the_loop(payload: Any) -> str:
     return fork(payload)
+
+
+async def fork_and_await_what_is_under_way(_payload: Any) -> str:
+    under_way = asyncio.create_task(asyncio.sleep(0.2))
+    await asyncio.sleep(0)
+    forked = os.fork() == 0
+    await under_way
+    return "child" if forked else "parent"
+
+
+async def emit_what_cannot_be_read(payload: int, context: TaskContext) -> int:
+    if payload == 1:
+        sys.set_int_max_str_digits(0)
+        context.emit(10**5000)
+    return payload
+
+
+async def emit_too_late(payload: Any, context: TaskContext) -> Any:
+    async def later() -> None:
+        await asyncio.sleep(0.1)
+        context.emit(f"of {payload}")
+
+    if payload == 1:
+        KEPT.append(asyncio.create_task(later()))
+    else:
+        await asyncio.sleep(0.5)
+    return payload
+
+
+KEPT: list[Any] = []  # what must not be collected
+
+
+def leave_a_program_behind(_payload: Any) -> None:
+    os.system("sleep 30 &")
+    os._exit(7)
+
+
+def terminate_own_process(payload: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    return payload
+
+
+def hold_the_interpreter(_payload: Any) -> None:
+    re.match(r"(a+)+$", "a" * 60 + "b")
 
 
 async def first_crash_then_tell(payload: str, context: TaskContext) -> str:

@@ -8,15 +8,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from pgpark.errors import BadInputError
+from pgpark.executors import HandlerError
 from pgpark.processes import ProcessExecutor
 from tests.conftest import Database, wait_for
+from tests.test_parts import context
 from tests.test_worker import eventually, run_all, working
 
 Handler = Callable[[str], ProcessExecutor]
@@ -148,6 +152,63 @@ def test_a_handler_that_forks_answers_once(db: Database, processes: Handler) -> 
     assert run_all(db, processes("fork"), tasks, concurrency=1) == [("completed", None, "parent")] * 4
 
 
+def test_a_process_that_is_out_of_step_gets_no_other_task(db: Database, processes: Handler) -> None:
+    db.pool()
+    tasks = [db.parked(payload=n) for n in (1, 2, 3)]
+    (status, reason, _), *others = run_all(db, processes("emit_what_cannot_be_read"), tasks, concurrency=1)
+    assert (status, reason.partition(":")[0]) == ("failed", "ValueError")
+    assert others == [("completed", None, 2), ("completed", None, 3)]
+
+
+def test_what_is_emitted_after_the_end_of_a_task_is_in_no_other(db: Database, processes: Handler) -> None:
+    db.pool()
+    tasks = [db.parked(payload=n) for n in (1, 2)]
+    assert [payload for *_, payload in run_all(db, processes("emit_too_late"), tasks, concurrency=1)] == [1, 2]
+    assert [db.rows("select content from pgpark.park_parts(%s)", task) for task in tasks] == [[], []]
+
+
+def test_a_process_that_dies_is_missed_at_once_whatever_it_leaves_behind(db: Database, processes: Handler) -> None:
+    db.pool()
+    began = time.monotonic()
+    outcomes = run_all(db, processes("leave_a_program_behind"), [db.parked()])
+    assert outcomes == [("failed", "the handler's process exited with 7", None)]
+    assert time.monotonic() - began < 25
+
+
+def test_a_signal_to_all_processes_of_a_service_is_the_workers_to_heed(db: Database, processes: Handler) -> None:
+    db.pool()
+    assert run_all(db, processes("terminate_own_process"), [db.parked(payload="on")]) == [("completed", None, "on")]
+
+
+def test_a_payload_is_read_as_in_the_worker(db: Database, processes: Handler) -> None:
+    db.pool()
+    task = db.value("select task_id from pgpark.park_submit('gpu', %s::jsonb)", "[" * 300 + "]" * 300)
+    deep: Any = []
+    for _ in range(299):
+        deep = [deep]
+    assert run_all(db, processes("length_of_text"), [task]) == [("completed", None, len(repr(deep)))]
+
+
+def test_a_handler_that_cannot_be_loaded_any_more_is_said_so_each_time(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "moody.py").write_text("def run(payload):\n    import os\n    os._exit(1)\n")
+    monkeypatch.chdir(tmp_path)
+
+    async def main() -> list[str]:
+        reasons = []
+        with contextlib.closing(ProcessExecutor("moody:run")) as executor:
+            for _ in range(3):
+                try:
+                    await executor.run(context())
+                except HandlerError as error:
+                    reasons.append(str(error))
+                (tmp_path / "moody.py").write_text("raise RuntimeError('no card left')")
+        return reasons
+
+    first, *others = asyncio.run(main())
+    assert first == "the handler's process exited with 1"
+    assert others == ["--handler 'moody:run' cannot be imported: RuntimeError: no card left"] * 2
+
+
 def test_what_it_emits_is_bounded(db: Database, processes: Handler) -> None:
     db.pool()
     task = db.parked(payload=1 << 20)
@@ -183,10 +244,13 @@ def test_options_that_do_not_fit_are_refused(dsn: str, options: tuple[str, ...],
 WORKER = (sys.executable, "-m", "pgpark", "worker", "gpu")
 
 
-def test_processes_end_with_their_worker_even_when_it_is_killed(db: Database) -> None:
+@pytest.mark.parametrize("handler", ["never_returns", "hold_the_interpreter"])
+def test_processes_end_with_their_worker_even_when_it_is_killed(db: Database, handler: str) -> None:
+    if handler == "hold_the_interpreter" and sys.platform != "linux":
+        pytest.skip("only there does the kernel see to it")
     db.pool()
     tasks = [db.parked() for _ in range(2)]
-    options = ("--handler", "tests.handlers:never_returns", "--processes", "2")
+    options = ("--handler", f"tests.handlers:{handler}", "--processes", "2")
     worker = subprocess.Popen([*WORKER, *options], env=os.environ | {"PGPARK_DSN": db.dsn}, stderr=subprocess.DEVNULL)
 
     def children() -> list[Any]:

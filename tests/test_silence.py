@@ -42,11 +42,29 @@ def test_a_call_without_an_answer_ends_as_a_lost_connection(dsn: str) -> None:
     assert time.monotonic() - began < 30
 
 
+def test_an_answer_that_is_there_is_read_though_the_loop_was_held_up(dsn: str) -> None:
+    async def main() -> None:
+        async with await connect_async(dsn) as connection:
+            answer = asyncio.create_task(silence.run_on_async(connection, ANSWERS, 0.2))
+            await asyncio.sleep(0)
+            time.sleep(1)
+            assert await answer == [{"one": 1}]
+
+    asyncio.run(main())
+
+
+def test_a_value_that_libpq_will_refuse_is_left_to_it() -> None:
+    assert silence.longest("host=h tcp_user_timeout=abc") is None
+    assert silence.longest("host=h tcp_user_timeout=-5") is None
+    with pytest.raises(DatabaseError, match="the DSN cannot be read"):
+        silence.longest("postgresql://u:pass word@h")
+
+
 def test_the_server_gives_up_before_its_client_does_unless_it_would_even_earlier(dsn: str) -> None:
     async def limit(before: str) -> str:
         async with await connect_async(dsn) as connection:
             await connection.execute(f"set statement_timeout = {before}".encode())
-            await silence.bound_server(connection, 60)
+            await silence.bound_server_async(connection, 60)
             ((row),) = await (await connection.execute("show statement_timeout")).fetchall()
             return str(row["statement_timeout"])
 

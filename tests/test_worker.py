@@ -134,7 +134,7 @@ def test_a_long_reason_keeps_its_beginning_and_its_end(db: Database) -> None:
     assert len(reason) < 2100
 
 
-@pytest.mark.parametrize("handler", ["fork", "fork_on_the_loop"])
+@pytest.mark.parametrize("handler", ["fork", "fork_on_the_loop", "fork_and_await_what_is_under_way"])
 def test_a_process_that_a_handler_has_forked_does_not_go_on_as_a_worker(
     db: Database, start: Callable[..., Process], handler: str
 ) -> None:

@@ -45,7 +45,7 @@ class Worker:
         self.name = name
         self.dsn = dsn
         command = [sys.executable, "-m", "pgpark", "worker", "gpu", "--name", name, *options]
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, env=os.environ | {"PGPARK_DSN": dsn} | environment, stderr=self._log, cwd=ROOT
         )
