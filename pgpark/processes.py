@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from pgpark.errors import BadInputError
@@ -25,11 +24,8 @@ from pgpark.frames import BROKEN, CANCELLED, FAILURE, HEADER, NO_MORE, PART, REA
 
 _STOP_SECS = 5.0
 _END_SECS = 1.0
-# Not `-m`, which would look for whatever pgpark imports in the present folder first.
-_MAIN = (
-    f"import sys; sys.path[:] = [*filter(None, sys.path), {str(Path(__file__).parents[1])!r}];"
-    " from pgpark.child import main; main()"
-)
+# Not `-m`, which would look for modules in other places than this process does.
+_MAIN = "import sys; sys.path[:] = {path!r}; from pgpark.child import main; main()"
 
 
 class ProcessExecutor:
@@ -95,7 +91,15 @@ class _Process:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, str(theirs.fileno()), str(_level()), str(os.getpid()), path],
+                [
+                    sys.executable,
+                    "-c",
+                    _MAIN.format(path=sys.path),
+                    str(theirs.fileno()),
+                    str(_level()),
+                    str(os.getpid()),
+                    path,
+                ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is the worker's to handle

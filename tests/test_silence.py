@@ -49,6 +49,7 @@ def test_an_answer_that_is_there_is_read_though_the_loop_was_held_up(dsn: str) -
             await asyncio.sleep(0)
             time.sleep(1)
             assert await answer == [{"one": 1}]
+            assert await silence.run_on_async(connection, ANSWERS, 5) == [{"one": 1}], "the connection is kept"
 
     asyncio.run(main())
 
