@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import weakref
 from typing import Any
 
 import psycopg
@@ -11,6 +14,21 @@ from pgpark.errors import DatabaseError, NotMigratedError, one_line
 
 OLDEST_SERVER = 14
 _CONNECT_TIMEOUT_SECS = 10
+
+
+_open: weakref.WeakSet[psycopg.Connection[Any] | psycopg.AsyncConnection[Any]] = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """In a process that was just forked: our connections are the other's, where anything said here would be heard."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for connection in list(_open):
+        with contextlib.suppress(OSError, psycopg.Error):
+            os.dup2(nothing, connection.fileno(), inheritable=False)
+    os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def connect(dsn: str, *, prepare: bool = True) -> psycopg.Connection[DictRow]:
@@ -23,6 +41,7 @@ def connect(dsn: str, *, prepare: bool = True) -> psycopg.Connection[DictRow]:
         connection = psycopg.connect(dsn, **options(dsn, prepare), row_factory=dict_row)
     except psycopg.Error as error:
         raise _unreachable(dsn, error) from error
+    _open.add(connection)
     if (complaint := _too_old(connection.info.server_version)) is not None:
         connection.close()
         raise DatabaseError(complaint)
@@ -35,6 +54,7 @@ async def connect_async(dsn: str, *, prepare: bool = True) -> psycopg.AsyncConne
         connection = await psycopg.AsyncConnection.connect(dsn, **options(dsn, prepare), row_factory=dict_row)
     except psycopg.Error as error:
         raise _unreachable(dsn, error) from error
+    _open.add(connection)
     if (complaint := _too_old(connection.info.server_version)) is not None:
         await connection.close()
         raise DatabaseError(complaint)

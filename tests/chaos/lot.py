@@ -226,7 +226,7 @@ class Lot:
         while done < at_least or time.monotonic() < until:
             event()
             done += 1
-            self.progress(random.randint(1, 10))
+            self.progress(random.randint(1, 5))
 
     def settle(self, *, losses: bool = False) -> Counter[str]:
         """No more is submitted and nothing broken: all tasks end, the workers leave when they are asked to, and the

@@ -35,7 +35,7 @@ def test_in_processes_only_the_attempt_itself_is_lost(dsn: str, minutes: float) 
     vices = sorted(VICES)
     config = {
         "lease_secs": 30,
-        "run_timeout_secs": 12,
+        "run_timeout_secs": 8,
         "retry": {"max_attempts": 3, "max_losses": 1, "backoff_secs": 0},
     }
     lot = Lot(dsn, handler="misbehave", options=("--processes", "3"), workers=1, extra=wicked(vices), config=config)

@@ -91,7 +91,7 @@ def test_every_connection_is_terminated(new_server: NewServer, minutes: float) -
         lot.events["connections terminated"] += int(str(count))
 
     with lot.at_work():
-        lot.break_for(minutes, cut, at_least=8)
+        lot.break_for(minutes, cut)
         lot.settle()
 
 

@@ -23,7 +23,7 @@ def test_workers_are_killed_at_random(dsn: str, minutes: float) -> None:
         lot.events["workers killed"] += 1
 
     with lot.at_work():
-        lot.break_for(minutes, kill, at_least=4)
+        lot.break_for(minutes, kill)
         lot.settle()
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hypothesis import strategies as st
 
@@ -158,17 +159,25 @@ PARSERS: dict[str, Parser] = {
 
 def parse(count: int, seed: int, folder: Path, findings: Findings) -> int:
     """Gives each parser its share of so many texts. Returns how many were refused."""
-    os.environ.update(ENVIRONMENT)
-    logging.getLogger("pgpark.worker").setLevel(logging.ERROR)  # a bad line of parts is a warning
+    log = logging.getLogger("pgpark.worker")
+    level = log.level
+    log.setLevel(logging.ERROR)  # a bad line of parts is a warning
+    try:
+        with mock.patch.dict(os.environ, ENVIRONMENT):
+            return sum(_parse(name, count // len(PARSERS), seed, folder, findings) for name in PARSERS)
+    finally:
+        log.setLevel(level)
+
+
+def _parse(name: str, count: int, seed: int, folder: Path, findings: Findings) -> int:
     refused = 0
-    for name, parser in PARSERS.items():
-        for value in drawn(parser.drawn, count // len(PARSERS), seed):
-            try:
-                parser.reads(value, folder)
-            except BadInputError as error:
-                refused += 1
-                if "\n" in str(error):
-                    findings.add(f"{name}: more than a line: {str(error)[:100]!r}", f"{value!r:.2000} -- seed {seed}")
-            except Exception as error:
-                findings.add(f"{name}: {type(error).__name__}: {str(error)[:100]}", f"{value!r:.2000} -- seed {seed}")
+    for value in drawn(PARSERS[name].drawn, count, seed):
+        try:
+            PARSERS[name].reads(value, folder)
+        except BadInputError as error:
+            refused += 1
+            if "\n" in str(error):
+                findings.add(f"{name}: more than a line: {str(error)[:100]!r}", f"{value!r:.2000} -- seed {seed}")
+        except Exception as error:
+            findings.add(f"{name}: {type(error).__name__}: {str(error)[:100]}", f"{value!r:.2000} -- seed {seed}")
     return refused
