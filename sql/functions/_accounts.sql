@@ -182,15 +182,13 @@ begin
          false
   from (
     select t.pool_id,
-           count(*) filter (where pgpark._runs(t.state)
-                                  and greatest(t.lease_until, pgpark._no_lapse_before(l)) <= overdue) as lapsed,
+           count(*) filter (where pgpark._runs(t.state) and t.lease_until <= overdue) as lapsed,
            count(*) filter (where not pgpark._runs(t.state) and t.deadline <= overdue) as late,
            count(*) filter (where t.state = 'delayed' and t.run_at <= overdue) as due,
            min(t.lease_until) filter (where pgpark._runs(t.state)) as first_lapse,
            min(t.deadline) filter (where not pgpark._runs(t.state)) as first_deadline,
            min(t.run_at) filter (where t.state = 'delayed') as first_run
     from task t
-    join pool l using (pool_id)
     group by t.pool_id
   ) d
   join pool p using (pool_id)

@@ -85,13 +85,6 @@ begin
 end
 $$;
 
--- No lease lapses while the server is away: from its start, workers have the time of a lease to come back with a heartbeat.
-create or replace function pgpark._no_lapse_before(lot pgpark.pool) returns timestamptz
-language sql stable
-as $$
-  select pg_postmaster_start_time() + pgpark._secs(lot.lease_secs);
-$$;
-
 -- Gives all that runs the time of a lease from now on. For who has kept its workers from sending heartbeats.
 create or replace function pgpark._renew_leases() returns void
 language plpgsql
@@ -123,7 +116,7 @@ as $$
 declare
   lapsed bigint[];
 begin
-  if now_ < (select greatest(f.next_lapse, pgpark._no_lapse_before(lot)) from front f where f.pool_id = lot.pool_id) then
+  if now_ < (select f.next_lapse from front f where f.pool_id = lot.pool_id) then
     return 0;
   end if;
   select array_agg(l.task_id) into lapsed
@@ -167,7 +160,7 @@ as $$
 begin
   update front f
   set next_lapse = least(now_ + pgpark._secs(lot.lease_secs), (
-        select min(greatest(t.lease_until, pgpark._no_lapse_before(lot)))
+        select min(t.lease_until)
         from task t
         where t.pool_id = lot.pool_id and t.state in ('running', 'cancelling')))
   where f.pool_id = lot.pool_id
@@ -271,7 +264,7 @@ begin
      where t.pool_id = lot.pool_id and t.state = 'delayed' and t.run_at > done.due_to),
     case when used = 0 then null
          when next_lapse > now_ then next_lapse
-         else (select min(greatest(t.lease_until, pgpark._no_lapse_before(lot))) from task t
+         else (select min(t.lease_until) from task t
                where t.pool_id = lot.pool_id and t.state in ('running', 'cancelling')) end,
     case when pgpark._may_start(lot, now_, lot.max_units - used) then now_ + interval '1 second' end);
 end

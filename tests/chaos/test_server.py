@@ -9,15 +9,12 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from pgpark import Client, calls
-from pgpark.database import connect
-from pgpark.migrate import migrate
 from tests.chaos.lot import Lot
 from tests.chaos.postmaster import Postmaster
 from tests.conftest import wait_for
@@ -38,26 +35,6 @@ def test_postgres_is_killed_and_restarted_under_load(new_server: NewServer, minu
     with lot.at_work():
         lot.break_for(minutes, crash)
         lot.settle()
-
-
-def test_a_task_whose_lease_ran_out_while_the_server_was_away_is_still_its_workers(new_server: NewServer) -> None:
-    server = new_server()
-    with closing(connect(server.dsn)) as connection:
-        migrate(connection)
-        calls.run_on(connection, calls.put_pool("gpu", {"max_units": 2, "lease_secs": 3}))
-        tasks = [calls.run_on(connection, calls.submit("gpu", n)).task_id for n in range(2)]
-        calls.run_on(connection, calls.claim("gpu", "w", 2))
-        ((lapses,),) = server.rows("select extract(epoch from max(lease_until)) from pgpark.task")
-    server.kill()
-    wait_for(lambda: time.time() > float(str(lapses)))
-    server.start()
-    with Client(server.dsn) as park:
-        timers = park.run(calls.maintain("gpu"))
-        assert (timers.reclaimed, timers.due_in_secs > 0) == (0, True)
-        assert park.run(calls.heartbeat("gpu", "w", [tasks[0]])) == [], "the worker comes back with one of them"
-        wait_for(lambda: park.run(calls.maintain("gpu")).reclaimed == 1, what="for the other to be taken back")
-        assert park.run(calls.finish(tasks[0], 1))
-        assert not park.run(calls.finish(tasks[1], 1))
 
 
 def test_postgres_is_restarted_and_backends_crash(new_server: NewServer, minutes: float) -> None:
