@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 
 from pgpark.errors import BadInputError, translated
 from pgpark.models import (
+    Admission,
     Callback,
     CallbacksDue,
     Claimed,
@@ -25,6 +26,7 @@ from pgpark.models import (
     Explained,
     Finding,
     Finished,
+    Followed,
     Grant,
     LlmCapacity,
     Maintained,
@@ -36,6 +38,8 @@ from pgpark.models import (
     Row,
     Submitted,
     TaskStatus,
+    Token,
+    TokenScope,
 )
 
 T = TypeVar("T")
@@ -234,6 +238,29 @@ def fetch_of(
     )
 
 
+def follow(
+    tenant: str,
+    bookmark: str | None = None,
+    user_id: str | None = None,
+    session_id: str | None = None,
+    since: datetime | str | None = None,
+    pool: str | None = None,
+    max_messages: int = 50,
+) -> Call[list[Followed]]:
+    """Outcomes of a tenant that were not given yet; `bookmark` is that of the last one, None: from the beginning."""
+    return _call(
+        "park_follow",
+        _many(Followed),
+        tenant=tenant,
+        bookmark=bookmark,
+        user_id=user_id,
+        session_id=session_id,
+        since=since,
+        pool=pool,
+        max_messages=max_messages,
+    )
+
+
 def ack(message_ids: Sequence[int]) -> Call[int]:
     """Takes messages out of the mailbox; returns how many were there."""
     return _call("park_ack", _value("park_ack"), message_ids=list(message_ids))
@@ -389,6 +416,49 @@ def grants() -> Call[list[Grant]]:
     return _call("park_grants", _many(Grant))
 
 
+def create_token(
+    name: str,
+    kinds: Sequence[str],
+    tenants: Sequence[str] | None = None,
+    pools: Sequence[str] | None = None,
+    expires_at: datetime | str | None = None,
+    requests_per_sec: float | None = None,
+    burst: int | None = None,
+) -> Call[str]:
+    """Makes a token and returns its secret, which is stored nowhere; None: any tenants or pools, no end, no limit."""
+    return _call(
+        "park_create_token",
+        _value("park_create_token"),
+        name=name,
+        kinds=list(kinds),
+        tenants=None if tenants is None else list(tenants),
+        pools=None if pools is None else list(pools),
+        expires_at=expires_at,
+        requests_per_sec=requests_per_sec,
+        burst=burst,
+    )
+
+
+def revoke_token(name: str) -> Call[bool]:
+    """Makes a token useless; False if there is none of that name."""
+    return _call("park_revoke_token", _value("park_revoke_token"), name=name)
+
+
+def tokens() -> Call[list[Token]]:
+    """The tokens that there are, without their secrets."""
+    return _call("park_tokens", _many(Token))
+
+
+def enter(token_hash: str) -> Call[TokenScope]:
+    """Makes the rest of the transaction act for a token, given by the SHA-256 of its secret in hexadecimal digits."""
+    return _call("park_enter", _one(TokenScope), token_hash=token_hash)
+
+
+def admit(token_hash: str) -> Call[Admission]:
+    """Counts a request of a token against its limit; in a transaction of its own."""
+    return _call("park_admit", _one(Admission), token_hash=token_hash)
+
+
 def doctor() -> Call[list[Finding]]:
     """What is wrong with the installation, and the SQL that mends it."""
     return _call("park_doctor", _many(Finding))
@@ -402,6 +472,10 @@ _CASTS = {
     "callback_id": "bigint",
     "callback_ids": "bigint[]",
     "tenants": "text[]",
+    "kinds": "text[]",
+    "expires_at": "timestamptz",
+    "requests_per_sec": "float8",
+    "burst": "int",
     "pools": "text[]",
     "http_status": "int",
     "retry_after_secs": "float8",

@@ -55,6 +55,10 @@ class NotGrantedError(DatabaseError):
     """The role may not do that; `pgpark grant` would let it."""
 
 
+class UnknownTokenError(PgparkError):
+    """There is no such token, or not any more."""
+
+
 def one_line(error: BaseException) -> str:
     """The text of an error without line breaks."""
     try:
@@ -83,6 +87,8 @@ def explained(state: str | None, message: str, hint: str | None, detail: str | N
     text = one_line(Exception(f"{message}. {hint}" if hint else message))
     if state == "42704" and message.startswith("unknown pool"):
         return UnknownPoolError(text)
+    if state == "28000" and message == "unknown token":
+        return UnknownTokenError(text)
     if state in {"22023", "42710"}:
         detail = detail or ""
         place = detail.removeprefix("element ")

@@ -14,6 +14,7 @@ ResultT = TypeVar("ResultT", default=Any)
 Priority = Literal["low", "normal", "high", "critical"]
 Outcome = Literal["completed", "failed", "expired", "dropped"]
 PartKind = Literal["partial", "progress"]
+Kind = Literal["producer", "worker", "reader", "admin"]
 PoolState = Literal["active", "paused", "draining", "disabled"]
 
 
@@ -30,6 +31,12 @@ class Submitted(Row):
     accepted: bool
     status: str | None
     reason: str | None
+
+
+class SubmittedTask(Submitted):
+    """The same with `position`, the parked tasks ahead of it, up to 1000; None unless it is parked."""
+
+    position: int | None
 
 
 class Claimed(Row):
@@ -84,6 +91,12 @@ class Message(Row, Generic[ResultT]):
     created_at: datetime
 
 
+class Followed(Message[ResultT]):
+    """An outcome as `follow` gives it, and the bookmark to go on from."""
+
+    bookmark: str
+
+
 class Part(Row):
     """What a task emitted while it ran. Numbers rise; a new `attempt` begins anew."""
 
@@ -136,9 +149,36 @@ class Grant(Row):
     """What a role may do; None for tenants or pools: any."""
 
     role: str
-    kind: Literal["producer", "worker", "reader", "admin"]
+    kind: Kind
     tenants: list[str] | None
     pools: list[str] | None
+
+
+class TokenScope(Row):
+    """What a token is for; None for tenants or pools: any; None for expires_at: never."""
+
+    name: str
+    kinds: list[Kind]
+    tenants: list[str] | None
+    pools: list[str] | None
+    expires_at: datetime | None
+
+
+class Token(TokenScope):
+    """A token as it is listed; None for requests_per_sec: no limit; `used_at` to about a minute."""
+
+    requests_per_sec: float | None
+    burst: int | None
+    created_at: datetime
+    used_at: datetime | None
+
+
+class Admission(Row):
+    """Whether a request of a token may go on; if not, in how many seconds. `limited`: whether the token has a limit."""
+
+    admitted: bool
+    retry_after_secs: float
+    limited: bool
 
 
 class PoolInfo(Row):

@@ -1,6 +1,9 @@
 -- Whether the session's role may do what it asks for. Every public function runs with the rights of the schema's owner, so
 -- each asks here first. The owner, its members and superusers may do everything; everybody else what park_grant gave
 -- (functions/access.sql). What a role may not see is to it as if it were not there; what it may not do is error 42501.
+--
+-- A transaction that acts for a token (functions/tokens.sql) says so in the setting pgpark.token. Then the role must be
+-- allowed to, and the token too, the owner's included: whoever forges that setting can only lose rights by it.
 
 -- The role that the session acts as. Not current_user, which is the owner in here; and not the owner of a function that
 -- was called around ours, so no such function lends its rights to whoever may call it.
@@ -10,11 +13,18 @@ as $$
   select case current_setting('role') when 'none' then session_user else current_setting('role')::name end;
 $$;
 
+-- The hash of the token that the transaction acts for; '' for none.
+create or replace function pgpark._token() returns text
+language sql stable
+as $$
+  select coalesce(current_setting('pgpark.token', true), '');
+$$;
+
 -- Whether anything has to be asked. Part of every call, so it reads no table.
 create or replace function pgpark._is_stranger() returns boolean
 language sql stable
 as $$
-  select pgpark._caller() <> current_user;
+  select pgpark._caller() <> current_user or pgpark._token() <> '';
 $$;
 
 -- Whether the caller has access of one of these kinds, or is an admin, in this pool (null: in any) to all of these tenants.
@@ -27,12 +37,33 @@ as $$
 declare
   caller constant name := pgpark._caller();
 begin
+  if pgpark._token() <> '' and not pgpark._token_may(_may.kinds, _may.pool, _may.tenants) then
+    return false;
+  end if;
   return pg_has_role(caller, current_user, 'usage') or exists (
     select from access a
     where (a.kind = any (kinds) or a.kind = 'admin')
       and (a.pools is null or _may.pool is null or a.pools @> array[_may.pool])
       and (a.tenants is null or a.tenants @> _may.tenants)
       and pg_has_role(caller, a.role::oid, 'usage'));
+end
+$$;
+
+-- The same for the token alone; false for one that is not there, or not any more.
+create or replace function pgpark._token_may(kinds text[], pool text, tenants text[]) returns boolean
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return exists (
+    select from token t
+    cross join unnest(t.kinds) k (kind)
+    where t.hash = pgpark._token()
+      and (t.expires_at is null or t.expires_at > pgpark._now())
+      and (k.kind = any (_token_may.kinds) or k.kind = 'admin')
+      and (t.pools is null or _token_may.pool is null or t.pools @> array[_token_may.pool])
+      and (t.tenants is null or k.kind <> 'producer' or t.tenants @> _token_may.tenants));
 end
 $$;
 
@@ -77,6 +108,8 @@ declare
 begin
   if pgpark._may(kinds, _require.pool, _require.tenants) then
     return;
+  elsif pgpark._token() <> '' and not pgpark._token_may(_require.kinds, _require.pool, _require.tenants) then
+    perform pgpark._refuse_token(deed);
   end if;
   select string_agg(a.kind || coalesce(' of tenants ' || array_to_string(a.tenants, ', '), '')
                     || coalesce(' in pools ' || array_to_string(a.pools, ', '), ''), '; ' order by a.kind)

@@ -101,6 +101,9 @@ as $$
     ('park_heartbeat',       array['worker']),
     ('park_emit',            array['worker']),
     ('park_emit_many',       array['worker']),
+    ('park_follow',          array['producer']),
+    ('park_enter',           array['producer', 'reader', 'worker']),
+    ('park_admit',           array['producer', 'reader', 'worker']),
     ('park_callbacks',       array['worker']),
     ('park_callback_done',   array['worker']),
     ('park_callbacks_due',   array['reader', 'worker']),
@@ -121,6 +124,9 @@ as $$
     ('park_grant',           '{}'),
     ('park_revoke',          '{}'),
     ('park_grants',          '{}'),
+    ('park_create_token',    '{}'),
+    ('park_revoke_token',    '{}'),
+    ('park_tokens',          '{}'),
     ('park_doctor',          '{}');
 $$;
 
@@ -129,8 +135,6 @@ language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
-declare
-  unknown text;
 begin
   if not exists (select from pg_roles r where r.rolname = _check_grant.role) then
     raise exception 'unknown role %', coalesce(pgpark._on_one_line(quote_literal(_check_grant.role)), 'NULL')
@@ -139,22 +143,44 @@ begin
     raise exception 'role % owns pgpark and may do everything: there is nothing to grant it or to revoke',
                     quote_literal(_check_grant.role)
       using errcode = '22023';
-  elsif coalesce(_check_grant.kind in ('producer', 'worker', 'reader', 'admin'), false) is false then
-    raise exception 'unknown kind of access %; use producer, worker, reader or admin',
-                    coalesce(pgpark._on_one_line(quote_literal(_check_grant.kind)), 'NULL')
+  end if;
+  perform pgpark._check_scope(array[_check_grant.kind], _check_grant.tenants, _check_grant.pools);
+end
+$$;
+
+-- What is wrong with access of these kinds to these tenants and pools, of a role or of a token.
+create or replace function pgpark._check_scope(kinds text[], tenants text[], pools text[]) returns void
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  unknown text;
+begin
+  if array_ndims(_check_scope.kinds) is distinct from 1 then
+    raise exception 'kinds must be a plain list with at least one of producer, worker, reader or admin'
       using errcode = '22023';
-  elsif _check_grant.tenants is not null and _check_grant.kind <> 'producer' then
-    raise exception 'tenants go with producer, not with %', _check_grant.kind using errcode = '22023';
-  elsif _check_grant.pools is not null and _check_grant.kind = 'admin' then
-    raise exception 'an admin has all pools; pools go with producer, worker and reader' using errcode = '22023';
-  elsif greatest(array_ndims(_check_grant.tenants), array_ndims(_check_grant.pools)) > 1 then
+  end if;
+  select coalesce(pgpark._on_one_line(quote_literal(k.kind)), 'NULL') into unknown
+  from unnest(_check_scope.kinds) as k (kind)
+  where coalesce(k.kind in ('producer', 'worker', 'reader', 'admin'), false) is false
+  limit 1;
+  if found then
+    raise exception 'unknown kind of access %; use producer, worker, reader or admin', unknown using errcode = '22023';
+  elsif _check_scope.tenants is not null and 'producer' <> all (_check_scope.kinds) then
+    raise exception 'tenants go with producer, not with %', array_to_string(_check_scope.kinds, ', ')
+      using errcode = '22023';
+  elsif (_check_scope.pools is not null or _check_scope.tenants is not null) and 'admin' = any (_check_scope.kinds) then
+    raise exception 'an admin has all pools and tenants; name them with producer, worker and reader'
+      using errcode = '22023';
+  elsif greatest(array_ndims(_check_scope.tenants), array_ndims(_check_scope.pools)) > 1 then
     raise exception 'tenants and pools must be plain lists of names, not lists of lists' using errcode = '22023';
-  elsif 0 in (cardinality(_check_grant.tenants), cardinality(_check_grant.pools))
-        or array_position(_check_grant.tenants, null) > 0 or array_position(_check_grant.pools, null) > 0 then
+  elsif 0 in (cardinality(_check_scope.tenants), cardinality(_check_scope.pools))
+        or array_position(_check_scope.tenants, null) > 0 or array_position(_check_scope.pools, null) > 0 then
     raise exception 'tenants and pools must name at least one each, or be left out for any' using errcode = '22023';
   end if;
   select n.name into unknown
-  from unnest(_check_grant.pools) as n (name)
+  from unnest(_check_scope.pools) as n (name)
   where not exists (select from pool p where p.name = n.name)
   limit 1;
   if found then

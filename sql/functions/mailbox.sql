@@ -14,7 +14,7 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 begin
-  return query select * from pgpark._fetch(null, tenant, user_id, session_id, since, max_messages);
+  return query select * from pgpark._fetch(null, tenant, user_id, session_id, since, 0, max_messages);
 end
 $$;
 
@@ -42,15 +42,16 @@ begin
   if park_fetch_of.pool is null then
     raise exception 'pool must not be null' using errcode = '22023', hint = 'park_fetch reads those of all pools.';
   end if;
-  return query select * from pgpark._fetch(pool, tenant, user_id, session_id, since, max_messages);
+  return query select * from pgpark._fetch(pool, tenant, user_id, session_id, since, 0, max_messages);
 end
 $$;
 
 comment on function pgpark.park_fetch_of is
 'As park_fetch, but only the outcomes of tasks of one pool, also of one that was dropped since. Errors: 22023, 42501.';
 
+-- after: only messages with a greater number.
 create or replace function pgpark._fetch(
-  pool text, tenant text, user_id text, session_id text, since timestamptz, max_messages int)
+  pool text, tenant text, user_id text, session_id text, since timestamptz, after bigint, max_messages int)
 returns setof pgpark.message
 language plpgsql stable
 set search_path = pgpark, pg_temp
@@ -74,6 +75,7 @@ begin
          m.created_at
   from mailbox m
   where m.tenant = _fetch.tenant
+    and m.message_id > _fetch.after
     and (_fetch.pool is null or m.pool = _fetch.pool)
     and (_fetch.user_id is null or m.user_id = _fetch.user_id)
     and (_fetch.session_id is null or m.session_id = _fetch.session_id)

@@ -402,6 +402,47 @@ test("park_grant, park_revoke, park_grants: a producer of one tenant", async () 
   await db.exec("drop role web");
 });
 
+test("park_create_token, park_tokens, park_enter, park_admit, park_revoke_token: a token of one tenant", async () => {
+  await pool("tokens");
+  const secret = await value("park_create_token",
+    { name: "t", kinds: ["producer"], tenants: ["a"], requests_per_sec: 1, burst: 1 });
+  const [{ token_hash }] = (await db.query("select encode(sha256(convert_to($1::text, 'UTF8')), 'hex') as token_hash", [secret])).rows;
+  const foreign = await parked("tokens", { tenant: "b" });
+  await db.exec("begin");
+  const [scope] = await call("park_enter", { token_hash });
+  assert.deepEqual([scope.name, scope.kinds, scope.tenants], ["t", ["producer"], ["a"]]);
+  const own = await parked("tokens", { tenant: "a" });
+  assert.equal((await call("park_status", { task_id: own })).length, 1);
+  assert.equal((await call("park_status", { task_id: foreign })).length, 0);
+  await db.exec("commit");
+  assert.equal((await call("park_status", { task_id: foreign })).length, 1);
+  assert.equal((await call("park_admit", { token_hash }))[0].admitted, true);
+  const [second] = await call("park_admit", { token_hash });
+  assert.equal(second.admitted, false);
+  assert.ok(second.retry_after_secs > 0);
+  assert.equal((await call("park_tokens"))[0].requests_per_sec, 1);
+  assert.equal(await value("park_revoke_token", { name: "t" }), true);
+  assert.equal(await value("park_revoke_token", { name: "t" }), false);
+  await assert.rejects(call("park_enter", { token_hash }), code("28000"));
+});
+
+test("park_follow: each outcome once, from a bookmark on", async () => {
+  await pool("followed");
+  const end = async () => {
+    const id = await parked("followed", { tenant: "follower" });
+    await claim("followed");
+    await value("park_finish", { task_id: id, attempt: 1 });
+    return id;
+  };
+  const first = await end();
+  const [seen] = await call("park_follow", { tenant: "follower" });
+  assert.equal(seen.task_id, first);
+  const second = await end();
+  const rows = await call("park_follow", { tenant: "follower", bookmark: seen.bookmark });
+  assert.deepEqual(rows.map((row) => row.task_id), [second]);
+  await assert.rejects(call("park_follow", { tenant: "follower", bookmark: "x" }), code("22023"));
+});
+
 test("max_payload_kb: a larger payload is refused, a larger result fails the task", async () => {
   await pool("small", { max_payload_kb: 1 });
   const [large] = await call("park_submit", { pool: "small", payload: { t: "x".repeat(1016) } });

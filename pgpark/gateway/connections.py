@@ -1,0 +1,100 @@
+"""The gateway's connections to the database: few, waited for briefly, and each request one round trip.
+
+A request's calls are sent as one pipeline, which is one transaction; the first of them makes it act for the caller's
+token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import psycopg
+import psycopg_pool
+from psycopg import AsyncConnection, sql
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from pgpark import calls
+from pgpark.calls import Call
+from pgpark.database import options
+from pgpark.errors import DatabaseError, one_line, translated
+from pgpark.gateway.settings import GatewaySettings
+
+T = TypeVar("T")
+log = logging.getLogger("pgpark.gateway")
+_CLOSE_SECS = 5.0
+
+
+class BusyError(DatabaseError):
+    """No connection was free in time, or the call took too long."""
+
+
+class Connections:
+    """Runs calls, each list of them in a transaction of its own. Raises the errors of pgpark.errors."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._pool: AsyncConnectionPool[AsyncConnection[dict[str, Any]]] = AsyncConnectionPool(
+            settings.dsn,
+            kwargs=options(settings.dsn, prepare=settings.listen) | {"row_factory": dict_row},
+            min_size=1,
+            max_size=settings.max_connections,
+            timeout=settings.connection_secs,
+            max_waiting=settings.max_connections * 100,
+            open=False,
+        )
+        logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+
+    async def open(self) -> None:
+        """Begins to connect; does not wait for it."""
+        await self._pool.open()
+
+    async def close(self) -> None:
+        """Closes all."""
+        await self._pool.close(_CLOSE_SECS)
+
+    async def run(self, call: Call[T], token_hash: str | None = None) -> T:
+        """Runs one call, for a token unless that is None."""
+        result: T
+        (result,) = await self.run_all([call], token_hash)
+        return result
+
+    async def run_all(self, steps: Sequence[Call[Any]], token_hash: str | None = None) -> list[Any]:
+        """Runs calls in one transaction, for a token unless that is None; what each returns."""
+        first = [] if token_hash is None else [calls.enter(token_hash)]
+        try:
+            async with self._pool.connection() as connection:
+                rows = await asyncio.wait_for(_pipelined(connection, [*first, *steps]), self._settings.request_secs)
+        except (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests) as error:
+            raise BusyError("all connections to the database are in use, or it cannot be reached") from error
+        except asyncio.TimeoutError as error:
+            raise BusyError("the database took too long") from error
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
+                await self._forget_lost()
+            raise translated(error) from error
+        except psycopg.Error as error:
+            raise translated(error) from error
+        return [step.read(found) for step, found in zip(steps, rows[len(first) :], strict=True)]
+
+    async def _forget_lost(self) -> None:
+        """A server that went away took all connections with it; the next request is not to find that out again."""
+        try:
+            await self._pool.check()
+        except psycopg.Error as error:
+            log.debug("looking for lost connections: %s", one_line(error))
+
+
+async def _pipelined(connection: AsyncConnection[dict[str, Any]], steps: Sequence[Call[Any]]) -> list[Any]:
+    async with connection.pipeline():
+        cursors = [await connection.execute(step.statement, step.parameters) for step in steps]
+    return [await cursor.fetchall() for cursor in cursors]
+
+
+def as_json(call: Call[Any]) -> Call[list[str]]:
+    """The same call, its rows as JSON text just as Postgres writes them: no number loses a digit, and it is quick."""
+    statement = sql.SQL("select cast(to_jsonb(r) as text) as line from ({}) r").format(call.statement)
+    return Call(statement, call.parameters, lambda rows: [row["line"] for row in rows])

@@ -1,0 +1,75 @@
+-- Following a mailbox: outcomes as they land, each once, by readers that come and go and may not acknowledge.
+--
+-- Messages are numbered before they are committed, so a lower number may be seen after a higher one, and "all above the
+-- highest that I have seen" would lose it. A reader therefore keeps a bookmark, FLOOR.HIGHEST.HORIZON.SEEN,...: all up to
+-- FLOOR is settled; SEEN are those above it that it has got, HIGHEST the last of them; once every transaction below
+-- HORIZON is over, all up to HIGHEST is settled, too. HORIZON is a transaction number that is taken after looking, and so
+-- above those of all who had taken a number by then: to end a task they write first.
+
+create or replace function pgpark.park_follow(
+  tenant text,
+  bookmark text default null,
+  user_id text default null,
+  session_id text default null,
+  since timestamptz default null,
+  pool text default null,
+  max_messages int default 50)
+returns setof pgpark.followed
+language plpgsql
+security definer
+set search_path = pgpark, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+  most_seen constant int := 200;  -- in a bookmark, which travels in a header
+  given constant text[] := string_to_array(coalesce(park_follow.bookmark, '0.0.0.'), '.');
+  floor_ bigint;
+  highest bigint;
+  horizon xid8;
+  seen bigint[];
+  found_ pgpark.followed;
+begin
+  if coalesce(park_follow.bookmark, '0.0.0.') !~ '^[0-9]{1,18}[.][0-9]{1,18}[.][0-9]{1,19}[.]([0-9]{1,18}(,[0-9]{1,18}){0,199})?$' then
+    raise exception 'bookmark % is none that park_follow gave', pgpark._on_one_line(quote_literal(park_follow.bookmark))
+      using errcode = '22023';
+  end if;
+  perform pgpark._require_read_committed();
+  floor_ := given[1]::bigint;
+  highest := given[2]::bigint;
+  horizon := given[3]::xid8;
+  seen := string_to_array(nullif(given[4], ''), ',')::bigint[];
+  seen := coalesce(seen, '{}');
+  if pg_snapshot_xmin(pg_current_snapshot()) >= horizon then
+    floor_ := greatest(floor_, highest);
+    seen := '{}';
+  end if;
+  horizon := null;
+  for found_ in
+    select m.*, null::text
+    from pgpark._fetch(park_follow.pool, park_follow.tenant, park_follow.user_id, park_follow.session_id,
+                       park_follow.since, floor_, max_messages + cardinality(seen)) m
+  loop
+    continue when found_.message_id = any (seen);
+    horizon := coalesce(horizon, pg_current_xact_id());
+    seen := seen || found_.message_id;
+    highest := greatest(highest, found_.message_id);
+    if cardinality(seen) > most_seen then  -- somebody has been busy for long: what is that old counts as settled
+      seen := array(select s from unnest(seen) s order by s);
+      floor_ := seen[most_seen / 2];
+      seen := seen[most_seen / 2 + 1:];
+    end if;
+    found_.bookmark := format('%s.%s.%s.%s', floor_, highest, horizon, array_to_string(seen, ','));
+    return next found_;
+  end loop;
+end
+$$;
+
+comment on function pgpark.park_follow is
+'As park_fetch, but only what the caller has not been given yet: bookmark is that of the last row it got (null: none, then
+all that is kept). Returns the columns of park_fetch and the bookmark to go on from. Nothing is taken out of the mailbox. To
+follow it live, LISTEN "pgpark.mailbox" first, then call again whenever an outcome lands. A message that is
+committed later than one with a greater number is not lost; should more than 100 others land before it is, in a transaction
+that is open for so long, only a call without a bookmark finds it.
+Errors: 22023, 25001, 42501.';
