@@ -52,11 +52,11 @@ begin
     posted as (
       insert into mailbox (task_id, pool, tenant, user_id, session_id, status, reason, payload, priority, units,
                            attempt, worker, deadline, submitted_at, started_at, created_at, purge_at, pool_id,
-                           idempotency_key, storage, emitted)
+                           idempotency_key, storage, emitted, msg_id)
       select e.task_id, p.name, e.tenant, e.user_id, e.session_id, e.status, e.reason, e.result, e.priority, e.units,
              e.attempt, e.worker, e.deadline, e.created_at, e.started_at, now_,
              now_ + pgpark._secs(p.mailbox_ttl_secs), e.pool_id, e.idempotency_key, p.mailbox_table,
-             case when e.emitted = e.attempt then e.emitted else 0 end
+             case when e.emitted = e.attempt then e.emitted else 0 end, e.msg_id
       from ended e
       join pool p using (pool_id)
     ),

@@ -67,6 +67,17 @@ begin
 end
 $$;
 
+-- Where the messages of ended tasks are kept, in a pool that keeps them.
+create or replace function pgpark._archive(lot pgpark.pool) returns text
+language plpgsql immutable
+set search_path = pgpark, pg_temp
+as $$
+begin
+  return case lot.queue_type when 'postgres_custom' then format('pgpark.%I', lot.queue_name)
+                             else format('pgmq.%I', 'a_' || lot.queue_name) end;
+end
+$$;
+
 create or replace function pgpark._drop_queue(lot pgpark.pool) returns void
 language plpgsql
 set search_path = pgpark, pg_temp

@@ -5,24 +5,10 @@ returns table (task_id bigint, "position" int, why text)
 language plpgsql stable
 security definer
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
   lot pgpark.pool;
-  candidate record;
-  explained int := 0;
-  ahead int := 0;  -- in line
-  now_ timestamptz := pgpark._now();
-  free bigint;
-  largest bigint;
-  head_found boolean := false;
-  passes int := 0;
-  looked int := 0;  -- tasks seen behind the head
 begin
   if pgpark._is_stranger() then
     perform pgpark._require(array['reader', 'worker'], park_explain.pool, '{}',
@@ -32,8 +18,39 @@ begin
   if coalesce(max_tasks, 0) < 1 then
     raise exception 'max_tasks must be at least 1, not %', coalesce(max_tasks::text, 'NULL') using errcode = '22023';
   end if;
-  free := lot.max_units - pgpark._used_units(lot.pool_id);
-  largest := pgpark._largest_worker(lot, now_);
+  return query select * from pgpark._explain(lot, max_tasks);
+end
+$$;
+
+comment on function pgpark.park_explain is
+'For the first parked tasks of a pool in rank order, then for delayed ones: task_id, position (how many are ahead; null
+for delayed) and why it is not running: may start (a free worker will take it), no units (the head, or a task that does
+not fit either), held for head, worker capacity (the pool has room, no live worker has), delayed, paused.
+Errors: 22023, 42704, 42501.';
+
+-- The same for whoever has asked already; park_lot too.
+create or replace function pgpark._explain(lot pgpark.pool, max_tasks int)
+returns table (task_id bigint, "position" int, why text)
+language plpgsql stable
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+  candidate record;
+  explained int := 0;
+  ahead int := 0;  -- in line
+  now_ timestamptz := pgpark._now();
+  free bigint := lot.max_units - pgpark._used_units(lot.pool_id);
+  largest bigint := pgpark._largest_worker(lot, now_);
+  head_found boolean := false;
+  passes int := 0;
+  looked int := 0;  -- tasks seen behind the head
+begin
   for candidate in
     select c.*, (row_number() over (partition by c.tenant, c.in_line
                                     order by c.priority desc, c.start_tag, c.task_id) - 1)::int as own_ahead
@@ -98,12 +115,6 @@ begin
   limit greatest(max_tasks - explained, 0);
 end
 $$;
-
-comment on function pgpark.park_explain is
-'For the first parked tasks of a pool in rank order, then for delayed ones: task_id, position (how many are ahead; null
-for delayed) and why it is not running: may start (a free worker will take it), no units (the head, or a task that does
-not fit either), held for head, worker capacity (the pool has room, no live worker has), delayed, paused.
-Errors: 22023, 42704, 42501.';
 
 -- The most that one task could get on the live worker with the most room; null when no worker sets a limit.
 create or replace function pgpark._largest_worker(lot pgpark.pool, now_ timestamptz) returns bigint

@@ -272,6 +272,31 @@ test("park_stats: the numbers of a pool", async () => {
   assert.deepEqual([row.used_units, row.completed], [0, 1]);
 });
 
+test("park_lot: the picture of a pool", async () => {
+  await pool("pictured");
+  await parked("pictured", { units: 3, tenant: "a" });
+  await parked("pictured", { units: 2, priority: "low" });
+  const [running] = await claim("pictured");
+  const lot = await value("park_lot", { pool: "pictured", max_tasks: 5 });
+  assert.deepEqual([lot.used_units, lot.running.tasks[0].task_id, lot.line.why], [3, running.task_id, "no units"]);
+  assert.deepEqual(lot.parked.lanes.map((lane) => [lane.priority, lane.count]), [["critical", 0], ["high", 0], ["normal", 0], ["low", 1]]);
+  await assert.rejects(call("park_lot", { pool: "pictured", max_tasks: 0 }), code("22023"));
+});
+
+test("park_retry: out of a backoff, and once more after the end", async () => {
+  await pool("retried", { archive: true, retry: { max_attempts: 2, backoff_secs: 1000 } });
+  const id = await parked("retried", { payload: { again: true } });
+  const fail = (attempt) => call("park_finish", { task_id: id, attempt, status: "failed", reason: "no luck" });
+  await claim("retried");
+  await fail(1);
+  assert.deepEqual((await call("park_retry", { task_id: id }))[0], { task_id: id, accepted: true, status: "parked", reason: null });
+  await claim("retried");
+  await fail(2);
+  const [again] = await call("park_retry", { task_id: id });
+  const [task] = await claim("retried");
+  assert.deepEqual([task.task_id, task.payload], [again.task_id, { again: true }]);
+});
+
 test("park_llm_units: what a request costs", async () => {
   await pool("llm", {
     max_units: 24, cost_model: { model_vram_gb: 4, kv_per_token_mb: 0.5, max_batch_tokens: 8192 },

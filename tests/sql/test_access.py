@@ -598,6 +598,8 @@ def life_in_the_lot(session: Database) -> None:
         "select * from pgpark.park_submit_many('lot', %s)", Jsonb([{"payload": 1, "tenant": "a"}, {"payload": 2}])
     )
     session.rows("select * from pgpark.park_explain('lot')")
+    assert session.value("select pgpark.park_lot('lot') -> 'parked' ->> 'count'") == "3"
+    assert session.rows("select reason from pgpark.park_retry(%s)", task) == [{"reason": "not_ended"}]
     session.rows("select * from pgpark.park_stats()")
     assert session.rows("select payload from pgpark.park_claim('lot', 'w')") == [{"payload": "p"}]
     session.rows("select * from pgpark.park_heartbeat('lot', 'w', %s)", [task])
