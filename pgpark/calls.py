@@ -295,6 +295,16 @@ def explain(pool: str, max_tasks: int = 20) -> Call[list[Explained]]:
     return _call("park_explain", _many(Explained), pool=pool, max_tasks=max_tasks)
 
 
+def lot(pool: str | None = None, max_tasks: int = 100) -> Call[dict[str, Any]]:
+    """The picture of one pool, or (None) all in a few numbers: the object that park_lot describes."""
+    return _call("park_lot", _value("park_lot"), pool=pool, max_tasks=max_tasks)
+
+
+def retry(task_id: int) -> Call[Submitted]:
+    """Once more: a task in its backoff parks at once, one that has ended is submitted anew; see park_retry."""
+    return _call("park_retry", _one(Submitted), task_id=task_id)
+
+
 def prune(pool: str | None = None) -> Call[int]:
     """Moves expired tasks to the mailbox; returns how many."""
     return _call("park_prune", _value("park_prune"), pool=pool)

@@ -6,12 +6,7 @@
 -- bound to tenants sees their tasks and outcomes alone. The reasons of outcomes are the handlers' own words, which may repeat
 -- what is in a payload: only who may read the mailbox, or works for the pool, is told those that pgpark did not give itself.
 
-create or replace function pgpark.park_lot(
-  pool text,
-  max_tasks int default 100,
-  tenants text[] default null,
-  kind text default null)
-returns jsonb
+create or replace function pgpark.park_lot(pool text default null, max_tasks int default 100) returns jsonb
 language plpgsql stable
 security definer
 set search_path = pgpark, pg_temp
@@ -26,8 +21,13 @@ declare
   parked pgpark.task[];
   line jsonb;
 begin
-  perform pgpark._check_lot(max_tasks, tenants, kind);
-  view_ := pgpark._lot_view(park_lot.pool, tenants, kind);
+  if coalesce(max_tasks, 0) not between 1 and pgpark._lot_reach() then
+    raise exception 'max_tasks must be from 1 to %, not %', pgpark._lot_reach(), coalesce(max_tasks::text, 'NULL')
+      using errcode = '22023';
+  elsif park_lot.pool is null then
+    return pgpark._lots(now_);
+  end if;
+  view_ := pgpark._lot_view(park_lot.pool);
   lot := pgpark._pool(park_lot.pool);
   used := pgpark._used_units(lot.pool_id);
   running := array(select t from pgpark._first_running(lot.pool_id) t where pgpark._is_shown(t.tenant, view_.own));
@@ -41,8 +41,8 @@ begin
     'at', now_,
     'state', lot.state,
     'own', view_.own,
-    'may', jsonb_build_object('change', view_.may_change, 'cancel', view_.may_cancel, 'retry', view_.may_cancel),
-    'settings', pgpark._lot_settings(lot),
+    'may', jsonb_build_object('change', view_.may_change, 'cancel', view_.may_submit, 'retry', view_.may_submit),
+    'settings', pgpark._lot_settings(lot, view_.own),
     'used_units', used,
     'running', pgpark._lot_running(running, now_, max_tasks),
     'parked', pgpark._lot_parked(lot, parked, line, view_.own, now_, max_tasks),
@@ -58,18 +58,69 @@ $$;
 
 comment on function pgpark.park_lot is
 'All that the live page and `pgpark top` draw of one pool, as one object, at the same cost however much waits. Lists have at
-most max_tasks (1 to 1000) entries each, and count says how many there are; with more = true it is 1000, which means that many
-or more, and sums (units, tenants) are of what was counted. Times are seconds before or after `at`.
-settings: max_units, max_bypass, fairness, overflow and others, and free_places in a pool with max_queue_depth. used_units: exact.
-running: tasks, the largest first. parked: a lane for each priority, critical first, with its first tasks, their
-position and why they wait (as park_explain says). delayed: by starting time; backoff: it comes back after a failure. line: why the line does
-not move (paused, no worker, no units, worker capacity, tenant limit; null: it does, or nothing waits), free_units, and the head,
-the first task that does not fit. tenants: who holds and who waits. workers: seen within a minute, or a lease. mailbox: latest
-outcomes, among the latest 1000 of its storage (failures: of the last hour), and failures grouped by reason. outcomes: since the pool was made.
-may: whether the caller may change the pool, and cancel and retry tasks. own: the tenants whose tasks alone are shown; then numbers of the pool are null.
-tenants, kind: shows no more than access of that kind (producer, worker, reader, admin) and to these tenants shows; for gateways,
-which call for others.
+most max_tasks (1 to 1000) entries; count says how many there are, and with more = true that many or more (it stops at
+1000; sums, tenants and own tasks are of what was counted). Times are seconds before or after `at`.
+settings: max_units, max_bypass, fairness and others; free_places in a pool with max_queue_depth. used_units: exact. running:
+the largest first. parked: a lane for each priority, critical first, with its first tasks, their position and why they wait
+(as park_explain says). delayed: by starting time; backoff: it comes back after a failure. line: why the line does not move
+(paused, no worker, no units, worker capacity, tenant limit; null: it does, or nothing waits), free_units, largest_room (the
+most that one worker has free; null: no limit), and the head, the first task that does not fit. tenants: who holds, and who
+waits. workers: seen within a minute, or a lease. mailbox: the latest outcomes, of the latest 1000 in its storage; failures of
+the last hour by reason; retry: park_retry may find the payload. outcomes: since the pool was made. may: whether the caller
+may change the pool, cancel and retry. own: the tenants whose tasks alone the caller sees; numbers of the pool are null then.
+pool null: {"at", "pools"}, for each pool that the caller may see name, state, used_units, counts, and units of what runs.
 Errors: 22023, 42704, 42501.';
+
+-- Each pool in a few numbers.
+create or replace function pgpark._lots(now_ timestamptz) returns jsonb
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lots jsonb := '[]';
+  lot pgpark.pool;
+  own text[];
+  running pgpark.task[];
+  counts int[];  -- of what is parked, by level
+begin
+  if pgpark._is_stranger() then
+    perform pgpark._require(pgpark._kinds(), null, '{}', 'see pools');
+  end if;
+  for lot in
+    select p.*
+    from pool p
+    where not pgpark._is_stranger() or pgpark._may(pgpark._kinds(), p.name, '{}')
+    order by p.name
+    limit pgpark._lot_reach()
+  loop
+    own := pgpark._own_tenants(lot.name);
+    running := array(select t from pgpark._first_running(lot.pool_id) t where pgpark._is_shown(t.tenant, own));
+    if own is null then
+      counts := array(select pgpark._count_level(lot, g.level) from unnest(array[3, 2, 1, 0]) as g (level));
+    else
+      counts := array(
+        select count(*)::int
+        from pgpark._first_parked(lot, pgpark._lot_reach()) t
+        where pgpark._is_shown(t.tenant, own));
+    end if;
+    lots := lots || jsonb_build_object(
+      'pool', lot.name, 'state', lot.state, 'own', own, 'max_units', lot.max_units,
+      'used_units', case when own is null then pgpark._used_units(lot.pool_id)
+                         else (select coalesce(sum(r.units), 0) from unnest(running) r) end,
+      'running', jsonb_build_object(
+        'count', cardinality(running), 'more', cardinality(running) >= pgpark._lot_reach(),
+        'tasks', (select coalesce(jsonb_agg(jsonb_build_object('task_id', r.task_id, 'units', r.units, 'tenant', r.tenant,
+                                                               'priority', pgpark._priority_word(r.priority))
+                                            order by r.units desc, r.task_id), '[]')
+                  from (select t.* from unnest(running) t order by t.units desc, t.task_id limit 24) r)),
+      'parked', jsonb_build_object('count', (select sum(c) from unnest(counts) c),
+                                   'more', pgpark._lot_reach() <= any (counts)),
+      'workers', case when own is null then pgpark._has_workers(lot, now_) end);
+  end loop;
+  return jsonb_build_object('at', now_, 'pools', lots);
+end
+$$;
 
 -- Up to where things are counted.
 create or replace function pgpark._lot_reach() returns int
@@ -78,56 +129,45 @@ as $$
   select 1000;
 $$;
 
-create or replace function pgpark._check_lot(max_tasks int, tenants text[], kind text) returns void
+-- What the caller is shown and may do. own: the tenants whose tasks it sees; null: all. told: whether it is told the reasons
+-- that handlers gave. Raises 42501.
+create or replace function pgpark._lot_view(pool text, out own text[], out told boolean, out may_change boolean,
+                                            out may_submit boolean)
 language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
+#variable_conflict use_column
+declare
+  stranger constant boolean := pgpark._is_stranger();
+  theirs text[];
 begin
-  if coalesce(max_tasks, 0) not between 1 and pgpark._lot_reach() then
-    raise exception 'max_tasks must be from 1 to %, not %', pgpark._lot_reach(), coalesce(max_tasks::text, 'NULL')
-      using errcode = '22023';
-  elsif array_position(tenants, null) > 0 or cardinality(tenants) = 0 or array_ndims(tenants) > 1 then
-    raise exception 'tenants must be a plain list that names at least one, or be left out for any' using errcode = '22023';
-  elsif kind not in ('producer', 'worker', 'reader', 'admin') then
-    raise exception 'unknown kind of access %; use producer, worker, reader or admin', pgpark._on_one_line(quote_literal(kind))
-      using errcode = '22023';
+  if stranger then
+    perform pgpark._require(pgpark._kinds(), _lot_view.pool, '{}', format('see pool %L', _lot_view.pool));
   end if;
+  own := pgpark._own_tenants(_lot_view.pool);
+  theirs := coalesce(own, array[null]);
+  told := not stranger or pgpark._may(array['producer', 'worker'], _lot_view.pool, theirs);
+  may_submit := not stranger or pgpark._may(array['producer'], _lot_view.pool, theirs);
+  may_change := not stranger or pgpark._may('{}', null, '{}');
 end
 $$;
 
--- What the caller is shown and may do, narrowed by what it asked for. own: the tenants whose tasks it sees; null: all. told: whether
--- it is told the reasons that handlers gave. Raises 42501.
-create or replace function pgpark._lot_view(pool text, tenants text[], kind text,
-                                            out own text[], out told boolean, out may_change boolean, out may_cancel boolean)
+-- The tenants that the caller is bound to in this pool; null: to none.
+create or replace function pgpark._own_tenants(pool text) returns text[]
 language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 begin
-  if pgpark._is_stranger() and not pgpark._may(pgpark._kinds(), _lot_view.pool, array[null]) then
-    own := array(
-      select distinct t.tenant
-      from access a
-      cross join unnest(a.tenants) as t (tenant)
-      where a.kind = 'producer'
-        and (a.pools is null or a.pools @> array[_lot_view.pool])
-        and pg_has_role(pgpark._caller(), a.role::oid, 'usage')
-      order by 1);
-    if cardinality(own) = 0 then
-      perform pgpark._require(pgpark._kinds(), _lot_view.pool, array[null], format('see pool %L', _lot_view.pool));
-    end if;
+  if not pgpark._is_stranger() or pgpark._may(pgpark._kinds(), _own_tenants.pool, array[null]) then
+    return null;
   end if;
-  if tenants is not null then
-    own := array(select t.tenant from unnest(tenants) as t (tenant) where own is null or t.tenant = any (own));
-  end if;
-  told := kind is distinct from 'reader'
-          and (own is not null or not pgpark._is_stranger()
-               or pgpark._may(array['producer', 'worker'], _lot_view.pool, array[null]));
-  may_cancel := coalesce(kind, 'admin') in ('producer', 'admin')
-                and (not pgpark._is_stranger() or pgpark._may(array['producer'], _lot_view.pool, coalesce(own, array[null])));
-  may_change := coalesce(kind, 'admin') = 'admin'
-                and tenants is null
-                and (not pgpark._is_stranger() or pgpark._may('{}', null, '{}'));
+  return array(
+    select distinct t.tenant
+    from access a
+    cross join unnest(a.tenants) as t (tenant)
+    where pgpark._may(array['producer'], _own_tenants.pool, array[t.tenant])
+    order by 1);
 end
 $$;
 
@@ -144,7 +184,7 @@ as $$
   select round(extract(epoch from to_ - from_)::numeric, 2);
 $$;
 
-create or replace function pgpark._lot_settings(lot pgpark.pool) returns jsonb
+create or replace function pgpark._lot_settings(lot pgpark.pool, own text[]) returns jsonb
 language plpgsql stable
 set search_path = pgpark, pg_temp
 as $$
@@ -154,7 +194,7 @@ begin
     'max_units', lot.max_units, 'max_bypass', lot.max_bypass, 'fairness', lot.fairness, 'overflow', lot.overflow,
     'resource_kind', lot.resource_kind, 'archive', lot.archive, 'lease_secs', lot.lease_secs,
     'run_timeout_secs', lot.run_timeout_secs, 'max_attempts', lot.max_attempts, 'max_queue_depth', lot.max_queue_depth,
-    'free_places', case when lot.max_queue_depth is not null
+    'free_places', case when own is null and lot.max_queue_depth is not null
                         then (select greatest(sum(p.free), 0) from place p where p.pool_id = lot.pool_id) end);
 end
 $$;
@@ -383,6 +423,8 @@ set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -422,6 +464,11 @@ $$;
 create or replace function pgpark._has_workers(lot pgpark.pool, now_ timestamptz) returns boolean
 language plpgsql stable
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
@@ -436,6 +483,11 @@ $$;
 create or replace function pgpark._lot_tenants(lot pgpark.pool, running pgpark.task[], parked pgpark.task[]) returns jsonb
 language plpgsql stable
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
@@ -465,6 +517,11 @@ $$;
 create or replace function pgpark._lot_workers(lot pgpark.pool, running pgpark.task[], now_ timestamptz) returns jsonb
 language plpgsql stable
 set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin

@@ -166,7 +166,7 @@ def calls(db: Database) -> dict[str, Callable[[], Any]]:
         "a status": lambda: db.status(parked),
         "an explanation": lambda: db.rows("select from pgpark.park_explain('gpu')"),
         "the picture of the lot": lambda: db.value("select pgpark.park_lot('gpu')"),
-        "the picture of a tenant": lambda: db.value("select pgpark.park_lot('gpu', tenants => '{t5}')"),
+        "the picture of all lots": lambda: db.value("select pgpark.park_lot()"),
         "raising the floors": lambda: db.rows("select pgpark._raise_floors(p, now()) from pgpark.pool p"),
     }
 
@@ -184,8 +184,8 @@ PAGES = {
     "a cancel": 150,
     "a status": 300,
     "an explanation": 300,
-    "the picture of the lot": 15_000,
-    "the picture of a tenant": 15_000,
+    "the picture of the lot": 1_500,
+    "the picture of all lots": 600,
     "raising the floors": 200,
 }
 PAGES_OF_A_BITE = 60_000  # of up to 1,500 late tasks, each of them a row, a message and an outcome

@@ -63,7 +63,7 @@ def test_a_session_that_warmed_up_on_an_empty_ledger_never_scans_a_full_one(db: 
         db.rows("select from pgpark.park_status(%s)", task)
         db.rows("select from pgpark.park_explain('gpu')")
         db.rows("select pgpark.park_lot('gpu')")
-        db.rows("select pgpark.park_lot('gpu', tenants => '{acme}')")
+        db.rows("select pgpark.park_lot()")
         db.rows("select from pgpark.park_retry(%s)", task)
         db.rows("select pgpark.park_ack(array(select message_id from pgpark.park_result(%s)))", task)
 
