@@ -78,7 +78,7 @@ set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  lots jsonb := '[]';
+  lots jsonb := jsonb_build_array();
   lot pgpark.pool;
   own text[];
   running pgpark.task[];

@@ -80,7 +80,9 @@ def test_the_head_and_why_it_waits(db: Database) -> None:
     ("state", "worker_units", "why"),
     [("paused", 10, "paused"), ("active", 2, "worker capacity"), ("active", None, None), ("active", 0, "no worker")],
 )
-def test_a_line_that_does_not_move_says_why(db: Database, state: str, worker_units: int | None, why: str | None) -> None:
+def test_a_line_that_does_not_move_says_why(
+    db: Database, state: str, worker_units: int | None, why: str | None
+) -> None:
     db.pool(max_units=10)
     if worker_units != 0:
         db.claim(max_units=worker_units)
@@ -216,7 +218,10 @@ def test_a_reader_is_not_told_what_handlers_said(db: Database, role: str) -> Non
     db.rows("select pgpark.park_grant(%s, 'reader')", role)
     db.connection.execute(f"set role {role}")
     lot = lot_of(db)
-    assert [(row["task_id"], row["reason"]) for row in lot["mailbox"]["latest"]] == [(lost, "lost worker"), (told, None)]
+    assert [(row["task_id"], row["reason"]) for row in lot["mailbox"]["latest"]] == [
+        (lost, "lost worker"),
+        (told, None),
+    ]
     assert {row["reason"] for row in lot["mailbox"]["failures"]} == {"lost worker", None}
     assert lot["may"] == {"change": False, "cancel": False, "retry": False}
     db.connection.execute("reset role")

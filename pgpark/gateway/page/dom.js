@@ -64,7 +64,8 @@ export function rove(group) {
   group.addEventListener("keydown", (event) => {
     const all = [...group.querySelectorAll("[data-stop]")];
     const at = all.indexOf(document.activeElement);
-    const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+    const right = getComputedStyle(group).flexDirection === "row-reverse" ? -1 : 1;
+    const steps = { ArrowRight: right, ArrowDown: 1, ArrowLeft: -right, ArrowUp: -1 };
     const to = event.key === "Home" ? 0 : event.key === "End" ? all.length - 1 : at + (steps[event.key] ?? NaN);
     if (at < 0 || !all[to]) return;
     event.preventDefault();
