@@ -300,6 +300,12 @@ def lot(pool: str | None = None, max_tasks: int = 100) -> Call[dict[str, Any]]:
     return _call("park_lot", _value("park_lot"), pool=pool, max_tasks=max_tasks)
 
 
+def lot_text(pool: str | None = None, max_tasks: int = 100) -> Call[str]:
+    """The same as JSON text, just as Postgres writes it."""
+    statement = sql.SQL("select cast(park_lot as text) from ({}) picture").format(lot(pool, max_tasks).statement)
+    return Call(statement, {"pool": pool, "max_tasks": max_tasks}, _value("park_lot"))
+
+
 def retry(task_id: int) -> Call[Submitted]:
     """Once more: a task in its backoff parks at once, one that has ended is submitted anew; see park_retry."""
     return _call("park_retry", _one(Submitted), task_id=task_id)

@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from pgpark import __version__
-from pgpark.gateway import health, pools, tasks
+from pgpark.gateway import health, page, pools, tasks
 from pgpark.gateway.connections import Connections
 from pgpark.gateway.errors import add_handlers
 from pgpark.gateway.guard import Guard
 from pgpark.gateway.settings import GatewaySettings
 
-ROUTERS = (health.router, pools.router, tasks.router)
+ROUTERS = (health.router, pools.router, tasks.router, page.router)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:

@@ -163,9 +163,12 @@ begin
     return null;
   end if;
   return array(
-    select distinct t.tenant
-    from access a
-    cross join unnest(a.tenants) as t (tenant)
+    select t.tenant
+    from (
+      select n.tenant from access a cross join unnest(a.tenants) as n (tenant)
+      union
+      select n.tenant from token k cross join unnest(k.tenants) as n (tenant) where k.hash = pgpark._token()
+    ) t
     where pgpark._may(array['producer'], _own_tenants.pool, array[t.tenant])
     order by 1);
 end

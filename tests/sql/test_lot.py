@@ -207,6 +207,25 @@ def test_a_bound_producer_sees_its_own_tasks_alone(db: Database, role: str) -> N
     db.connection.execute("reset role")
 
 
+def test_a_token_sees_what_it_is_for(db: Database) -> None:
+    db.pool(max_units=10)
+    mine, _ = db.parked(units=3, tenant="acme"), db.parked(units=4, tenant="globex")
+    db.claim(worker="w")
+
+    def seen_with(*arguments: Any) -> dict[str, Any]:
+        secret = db.value("select pgpark.park_create_token(gen_random_uuid()::text, %s, tenants => %s)", *arguments)
+        with db.connection.transaction():
+            db.rows("select from pgpark.park_enter(encode(sha256(%s::text::bytea), 'hex'))", secret)
+            return lot_of(db)
+
+    lot = seen_with(["producer"], ["acme", "initech"])
+    assert [task["task_id"] for task in lot["running"]["tasks"]] == [mine]
+    assert (lot["own"], lot["may"]["change"], lot["may"]["cancel"]) == (["acme", "initech"], False, True)
+    lot = seen_with(["reader"], None)
+    assert (lot["own"], lot["running"]["count"], lot["may"]["cancel"]) == (None, 2, False)
+    assert seen_with(["admin"], None)["may"] == {"change": True, "cancel": True, "retry": True}
+
+
 def test_a_reader_is_not_told_what_handlers_said(db: Database, role: str) -> None:
     db.pool(max_units=10, retry={"max_losses": 1}, lease_secs=1)
     db.freeze()

@@ -5,6 +5,7 @@ import { baysPerRow, lineStep, park, rows } from "./lot.js";
 import { colourOf, counted, meet, number, OUTCOMES, plural, reasonWords, short, span, tenantName, tiny, units, WHY } from "./words.js";
 
 const LANE_MOST = 40; // parked tasks drawn in a lane; the others are a number
+const LETTERS_MOST = 8;
 const bays = new Map(); // by task id, of the pool that is shown
 let shown = null; // that pool
 
@@ -164,7 +165,7 @@ function drawDelayed(lot, open) {
 }
 
 function drawMailbox(lot, open) {
-  const latest = lot.mailbox.latest.slice(0, 12);
+  const latest = lot.mailbox.latest.slice(0, LETTERS_MOST);
   const items = latest.length ? latest : [{ task_id: "none" }];
   keep(byId("mailbox"), items, (row) => row.task_id, (row) =>
     row.task_id === "none" ? element("li", { class: "nothing" }, "Nothing here yet.")
