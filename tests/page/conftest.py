@@ -1,5 +1,7 @@
-"""A gateway with the test's database behind it, and Chromium before it. Where there is no Chromium the tests are skipped, or
-fail if PGPARK_TEST_NEEDS_BROWSER is set."""
+"""A gateway with the test's database behind it, and Chromium before it.
+
+Where there is no Chromium the tests are skipped, or fail if PGPARK_TEST_NEEDS_BROWSER is set.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _CLOCK = """
 create table if not exists public.clock (behind interval not null);
 delete from public.clock;
 insert into public.clock values (make_interval(secs => {secs}));
-create or replace function pgpark._now() returns timestamptz language plpgsql volatile set search_path = pgpark, pg_temp as
+create or replace function pgpark._now() returns timestamptz language plpgsql volatile as
 $$ begin return clock_timestamp() - (select behind from public.clock); end $$;"""
 
 
