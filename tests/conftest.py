@@ -66,6 +66,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz-calls", type=int, default=3000, help="calls with generated arguments of tests/test_fuzz.py"
     )
     parser.addoption(
+        "--every-release", action="store_true", help="migrate under the load of each kept release, not of two"
+    )
+    parser.addoption(
         "--backend", choices=list(BACKENDS), action="append", help="run tests marked every_backend on these alone"
     )
 
@@ -79,6 +82,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     config.addinivalue_line("markers", "every_backend: runs on each kind of queue and mailbox")
+    config.addinivalue_line("markers", "oldest_and_newest: takes these two releases, unless --every-release")
     shared = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
     server = _choose_server() if shared else None  # else each test process chooses its own
     if server is not None:

@@ -76,6 +76,7 @@ class Postmaster:
     def kill(self) -> None:
         """kill -9 of its first process, and returns when all of them are gone."""
         pid = int((self.data / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGSTOP)  # so that it starts no other process while these are counted
         everyone = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not any(process.is_running() and process.status() != "zombie" for process in everyone))

@@ -10,7 +10,16 @@ import pytest
 from tests.upgrades.releases import KEPT, Release
 
 
-@pytest.fixture(scope="session", params=KEPT)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each kept release; two of them for tests that take long."""
+    if "release" in metafunc.fixturenames:
+        few = metafunc.definition.get_closest_marker("oldest_and_newest") and not metafunc.config.getoption(
+            "every_release"
+        )
+        metafunc.parametrize("release", [KEPT[0], KEPT[-1]] if few else KEPT, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Release:
     return Release.unpacked(request.param, tmp_path_factory.mktemp(f"release-{request.param}"))
 

@@ -242,6 +242,7 @@ def check_outcomes(db: Database, lot: Lot) -> None:
         assert sorted(row["task_id"] for row in due if row["task_id"] in wanted) == sorted(wanted)
 
 
+@pytest.mark.oldest_and_newest
 def test_a_migration_that_fails_at_any_step_leaves_everything_as_it_was(
     old: Filled, empty_databases: NewDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def working(release: Release, dsn: str, log: Path) -> Iterator[subprocess.Popen[
         worker.wait()
 
 
+@pytest.mark.oldest_and_newest
 def test_a_worker_of_each_release_goes_on_while_the_database_is_migrated_under_it(
     release: Release, made: str, empty_databases: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
