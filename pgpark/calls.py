@@ -19,6 +19,7 @@ from psycopg.types.json import Jsonb
 from pgpark.errors import BadInputError, translated
 from pgpark.models import (
     Admission,
+    AuditEvent,
     Callback,
     CallbacksDue,
     Claimed,
@@ -475,6 +476,32 @@ def admit(token_hash: str) -> Call[Admission]:
     return _call("park_admit", _one(Admission), token_hash=token_hash)
 
 
+def audit(
+    pool: str | None = None,
+    task_id: int | None = None,
+    tenant: str | None = None,
+    since: datetime | str | None = None,
+    until: datetime | str | None = None,
+    event: str | None = None,
+    max_events: int = 100,
+    before: int | None = None,
+) -> Call[list[AuditEvent]]:
+    """What happened to tasks, newest first; see park_audit. To read on, `until` and `before` are the `at` and the
+    `event_id` of the last row."""
+    return _call(
+        "park_audit",
+        _many(AuditEvent),
+        pool=pool,
+        task_id=task_id,
+        tenant=tenant,
+        since=since,
+        until=until,
+        event=event,
+        max_events=max_events,
+        before=before,
+    )
+
+
 def doctor() -> Call[list[Finding]]:
     """What is wrong with the installation, and the SQL that mends it."""
     return _call("park_doctor", _many(Finding))
@@ -512,6 +539,9 @@ _CASTS = {
     "deadline": "timestamptz",
     "run_at": "timestamptz",
     "since": "timestamptz",
+    "until": "timestamptz",
+    "max_events": "int",
+    "before": "bigint",
     "force": "boolean",
     "payload": "jsonb",
     "tasks": "jsonb",

@@ -266,6 +266,22 @@ class DeadLetter(Row):
     died_at: datetime
 
 
+class AuditEvent(Row):
+    """What happened to a task, in a pool with `audit: true`. `task_id` is None where a submit was rejected."""
+
+    event_id: int
+    at: datetime
+    event: str
+    pool: str
+    task_id: int | None
+    attempt: int | None
+    worker: str | None
+    tenant: str | None
+    priority: Priority
+    units: int
+    reason: str | None
+
+
 class Finding(Row):
     """Something that is wrong: `mend` is the SQL against it (None: there is none); a `disruptive` one ends somebody
     else's session or transaction."""

@@ -37,6 +37,40 @@ RULES = {
         from pgpark.task t
         where not exists (select from pgpark.pool p where p.pool_id = t.pool_id)""",
 }
+# What the audit tells of a task, a letter an event, and what it must have told, in a pool that has had an audit since
+# its first task.
+AUDIT = """
+    with told as (
+      select a.task_id,
+             string_agg(case a.event when 'submitted' then 'S' when 'started' then '(' when 'cancelling' then 'c'
+                                     when 'retried' then ')' when 'released' then ')' when 'lost' then ')'
+                                     else '.' end, '' order by a.event_id) as story,
+             (array_agg(row(a.event, a.reason, a.worker) order by a.event_id desc))[1]::text as last,
+             count(*) filter (where a.at < s.at) as early
+      from pgpark.audit a
+      join pgpark.pool p on p.name = a.pool and p.audit
+      join pgpark.audit s on s.task_id = a.task_id and s.event = 'submitted'
+      where a.task_id is not null
+      group by a.task_id),
+    real as (
+      select t.task_id, t.attempt, null::text as last,
+             case t.state when 'running' then '[(]$' when 'cancelling' then 'c$' else '[S)]$' end as ending
+      from pgpark.task t
+      join pgpark.pool p on p.pool_id = t.pool_id and p.audit
+      union all
+      select m.task_id, m.attempt, row(m.status, left(m.reason, 500), m.worker)::text, '[.]$'
+      from pgpark.mailbox m
+      join pgpark.pool p on p.name = m.pool and p.audit)
+    select format('the audit tells of task %s: story %s, last %s; attempt %s, outcome %s',
+                  coalesce(t.task_id, r.task_id), t.story, t.last, r.attempt, r.last)
+    from told t
+    full join real r using (task_id)
+    where (t.story ~ '^S([(][)])*([(]c?)?[.]?$') is not true
+       or t.early > 0
+       or t.story !~ r.ending
+       or t.last <> r.last
+       or length(translate(t.story, 'Sc.)', '')) <> r.attempt
+       or (r.task_id is null and t.story !~ '[.]$')"""
 MESSAGES = """
     select format('%%s: message %%s', {pool}, msg_id)
     from {table} q
@@ -53,6 +87,7 @@ def faults(dsn: str) -> list[str]:
     """Whatever does not add up, a line each."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         found = [f"{what}: {line}" for what, query in RULES.items() for (line,) in connection.execute(query.encode())]
+        found += [line for (line,) in connection.execute(AUDIT.encode())]
         pools = connection.execute("select pool_id, name, queue_type, queue_name from pgpark.pool").fetchall()
         for pool_id, name, kind, queue in pools:
             custom = kind == "postgres_custom"

@@ -16,12 +16,15 @@ SABOTAGE = {
     "of no pool": "update pgpark.task set pool_id = -1 where state = 'parked'",
     "message without its task": "delete from pgpark.task where state = 'parked'",
     "or a task without": "delete from pgmq.q_gpu",
+    "story S.,": "delete from pgpark.audit where event = 'started'",
+    "last (completed,": "update pgpark.mailbox set status = 'failed'",
+    "attempt , outcome": "delete from pgpark.task where state = 'parked'",
 }
 
 
 @pytest.fixture
 def busy(db: Database) -> Database:
-    db.pool(max_units=2, max_queue_depth=10)
+    db.pool(max_units=2, max_queue_depth=10, audit=True)
     for _ in range(4):
         db.parked()
     first, *_ = db.claimed()

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from psycopg.rows import tuple_row
 from psycopg.types.json import Jsonb
 
+from tests import accounts
 from tests.conftest import Database
 from tests.histories import History, Step, histories, shown
 from tests.model import ENDED, HOLDING, WAITING, Model
@@ -68,6 +69,7 @@ def config(pool: Pool) -> Jsonb:
     """The argument of park_put_pool."""
     given = {name: value for name, value in vars(pool).items() if value not in (None, {})}
     retry = ("max_attempts", "max_losses", "backoff_secs", "backoff_factor", "max_backoff_secs")
+    given["audit"] = True
     given["retry"] = {name: given.pop(name) for name in retry}
     given["mailbox"] = {"ttl_secs": given.pop("ttl_secs", None)}
     if pool.tenants:
@@ -89,6 +91,7 @@ class Sides:
         self.call("park_put_pool", self.name, config(pool))
 
     def close(self) -> None:
+        assert self.cursor.execute(accounts.AUDIT.encode()).fetchall() == []
         self.call("park_drop_pool", self.name, True)
         self.cursor.execute("delete from pgpark.mailbox where pool = %s", [self.name])  # the next purge counts its own
 

@@ -19,7 +19,7 @@ import click
 import psycopg
 
 from pgpark import __version__
-from pgpark.cli import access, bench, config, database, mailbox, notifier, pools, show, tasks, work
+from pgpark.cli import access, audit, bench, config, database, mailbox, notifier, pools, show, tasks, work
 from pgpark.cli.demo import demo
 from pgpark.cli.doctor import doctor
 from pgpark.cli.gpu import gpu
@@ -80,6 +80,7 @@ for _command in (
     mailbox.mailbox,
     show.stats,
     show.explain,
+    audit.audit,
     notifier.notifier,
     work.worker,
     work.maintain,

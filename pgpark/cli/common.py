@@ -44,7 +44,7 @@ class _Output(Console):
 
 
 messages = _Output(stderr=True, highlight=False, markup=False)
-_RELATIVE = re.compile(r"\+(\d+(?:\.\d+)?)([smhd]?)")
+_RELATIVE = re.compile(r"[+-](\d+(?:\.\d+)?)([smhd]?)")
 _UNIT_SECS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -210,8 +210,8 @@ def results_console() -> Console:
 
 
 def moment(connection: psycopg.Connection[DictRow], text: str | None) -> str | None:
-    """A time for Postgres from `2030-01-31T12:00Z` or `+90s`, `+5m`, `+2h`, `+1d` by the database's clock."""
-    if text is None or not text.startswith("+"):
+    """A time for Postgres from `2030-01-31T12:00Z`, or `+90s`, `+5m`, `+2h`, `-1d` by the database's clock."""
+    if text is None or not text.startswith(("+", "-")) or text.startswith("-inf"):
         return text
     if (found := _RELATIVE.fullmatch(text)) is None:
         raise BadInputError(f"{text!r} is no time: use 2030-01-31T12:00Z, or +90s, +5m, +2h, +1d from now")
@@ -219,6 +219,6 @@ def moment(connection: psycopg.Connection[DictRow], text: str | None) -> str | N
     assert row is not None
     now: datetime = row["now"]
     try:
-        return (now + timedelta(seconds=float(found[1]) * _UNIT_SECS[found[2]])).isoformat()
+        return (now + timedelta(seconds=float(text[0] + found[1]) * _UNIT_SECS[found[2]])).isoformat()
     except OverflowError as error:
         raise BadInputError(f"{text!r} is too far away") from error

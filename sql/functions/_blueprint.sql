@@ -1,6 +1,6 @@
 -- Whether the schema is what migrations made of it. At its end each migration records what it left in pgpark.blueprint;
--- park_doctor compares that with what is there. What pools make at run time (doors, plain queues, parts of the mailbox) is
--- no part of it, and neither are indexes and tables that somebody added. docs/decisions/0017.
+-- park_doctor compares that with what is there. What pools make at run time (doors, plain queues, parts of the mailbox, days
+-- of the audit) is no part of it, and neither are indexes and tables that somebody added. docs/decisions/0017.
 
 -- The objects of the schema now, in the form of pgpark.blueprint. Its path leaves out pgpark, so that every name is
 -- spelled out.
@@ -16,7 +16,7 @@ as $$
     where c.relnamespace = 'pgpark'::regnamespace
       and c.relkind in ('r', 'p')
       and c.relname !~ '^door_[1-9]'
-      and (not c.relispartition or c.relname = 'mailbox_messages')
+      and (not c.relispartition or c.relname in ('mailbox_messages', 'audit_rest'))
       and not exists (select from pgpark.pool p where p.queue_type = 'postgres_custom' and p.queue_name = c.relname)
   ),
   field as (

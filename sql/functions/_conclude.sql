@@ -87,6 +87,9 @@ begin
     if ended.with_old_parts is not null then  -- of an attempt before the one that ended
       delete from part r where r.task_id = any (ended.with_old_parts);
     end if;
+    if lot.audit then
+      perform pgpark._audit_outcomes(ended.task_ids);
+    end if;
     if lot.notifier is not null then
       perform pgpark._post_callbacks(ended.task_ids, lot.name);
     end if;

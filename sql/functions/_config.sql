@@ -31,6 +31,8 @@ begin
   lot.archive := coalesce((config ->> 'archive')::boolean, false);
   lot.mailbox_ttl_secs := (config #>> '{mailbox,ttl_secs}')::double precision;
   lot.max_payload_kb := (config ->> 'max_payload_kb')::numeric::int;
+  lot.audit := coalesce((config ->> 'audit')::boolean, false);
+  lot.audit_days := (config ->> 'audit_days')::numeric::int;
   lot.notifier := pgpark._notifier(config);
   lot.cost_model := jsonb_strip_nulls(nullif(config -> 'cost_model', 'null'));
   lot.kept_in_memory := 'in_memory' in (config #>> '{queue,type}', config #>> '{mailbox,storage,type}') is true;
@@ -76,6 +78,8 @@ begin
       'backoff_factor', lot.backoff_factor, 'max_backoff_secs', lot.max_backoff_secs),
     'archive', lot.archive,
     'max_payload_kb', lot.max_payload_kb,
+    'audit', lot.audit,
+    'audit_days', lot.audit_days,
     'cost_model', lot.cost_model,
     'queue', jsonb_build_object('type', lot.queue_type)
              || case lot.queue_type
@@ -129,6 +133,8 @@ as $$
     ('scheduling_slack_secs',  'number',  0, null, null),
     ('archive',                'boolean', null, null, null),
     ('max_payload_kb',         'integer', 1, null, null),
+    ('audit',                  'boolean', null, null, null),
+    ('audit_days',             'integer', 1, null, null),
     ('retry',                  'object',  null, null, null),
     ('retry.max_attempts',     'integer', 1, null, null),
     ('retry.max_losses',       'integer', 1, null, null),

@@ -81,6 +81,9 @@ begin
   if lot.max_queue_depth is not null then
     perform pgpark._give_places(lot.pool_id, cardinality(ids));
   end if;
+  if lot.audit then
+    perform pgpark._audit_starts(lot, ids);
+  end if;
 end
 $$;
 

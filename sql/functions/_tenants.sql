@@ -55,7 +55,7 @@ begin
     where t.task_id = any (array[held.task_id])
       and pgpark._runs(t.state)
       and t.state <> 'cancelling'
-    returning t.task_id, t.units, held.worker
+    returning t.task_id, t.units, t.attempt, t.tenant, t.priority, held.worker
   ),
   freed as (
     insert into tally (pool_id, worker, units)
@@ -63,6 +63,13 @@ begin
   ),
   back as (
     insert into returned (pool_id, task_id) select lot.pool_id, a.task_id from again a
+  ),
+  noted as (
+    insert into audit (at, event, pool, task_id, attempt, worker, tenant, priority, units)
+    select pgpark._now(), case lost when 1 then 'lost' else 'released' end, lot.name, a.task_id, a.attempt, a.worker,
+           a.tenant, a.priority, a.units
+    from again a
+    where lot.audit
   )
   select count(*)::int into parked from again;
   if lot.max_queue_depth is not null and parked > 0 then

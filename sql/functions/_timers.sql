@@ -180,16 +180,16 @@ begin
   if cardinality(ids) = 0 then
     return;
   end if;
-  perform pgpark._retry(ids, now_);
+  perform pgpark._retry(ids, array_fill(reason, array[cardinality(ids)]), now_);
   perform pgpark._conclude_all(
     array(select t.task_id from task t where t.task_id = any (ids) and pgpark._runs(t.state) and t.state <> 'cancelling'),
     'failed', reason);
 end
 $$;
 
--- Puts those of these running tasks that have attempts left into their backoff, and returns their ids. The caller holds the
--- locks of their rows.
-create or replace function pgpark._retry(ids bigint[], now_ timestamptz) returns bigint[]
+-- Puts those of these running tasks that have attempts left into their backoff, and returns their ids. reasons: why each
+-- attempt failed. The caller holds the locks of their rows.
+create or replace function pgpark._retry(ids bigint[], reasons text[], now_ timestamptz) returns bigint[]
 language plpgsql
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -218,7 +218,7 @@ begin
       and t.state <> 'cancelling'
       and p.pool_id = t.pool_id
       and t.failures + 1 < p.max_attempts
-    returning t.task_id, t.pool_id, t.units, held.worker
+    returning t.task_id, t.pool_id, t.units, t.attempt, t.tenant, t.priority, held.worker
   ),
   counted as (
     insert into tally (pool_id, worker, retried, units)
@@ -226,6 +226,14 @@ begin
   ),
   back as (
     insert into returned (pool_id, task_id) select a.pool_id, a.task_id from again a
+  ),
+  noted as (
+    insert into audit (at, event, pool, task_id, attempt, worker, tenant, priority, units, reason)
+    select now_, 'retried', p.name, a.task_id, a.attempt, a.worker, a.tenant, a.priority, a.units,
+           pgpark._audit_reason(reasons[array_position(ids, a.task_id)])
+    from again a
+    join pool p using (pool_id)
+    where p.audit
   ),
   booked as (
     select pgpark._wake(p.name), case when p.max_queue_depth is not null then pgpark._owe_places(p.pool_id, a.tasks) end

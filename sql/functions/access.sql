@@ -109,6 +109,7 @@ as $$
     ('park_callback_done',   array['worker']),
     ('park_callbacks_due',   array['reader', 'worker']),
     ('park_explain',         array['reader', 'worker']),
+    ('park_audit',           array['producer', 'reader']),
     ('park_maintain',        array['producer', 'worker']),
     ('park_prune',           array['producer', 'worker']),
     ('park_stats',           array['producer', 'reader', 'worker']),

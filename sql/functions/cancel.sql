@@ -29,6 +29,12 @@ begin
   elsif live.state = 'running' then
     update task t set state = 'cancelling', cancel_reason = why where t.task_id = live.task_id;
     perform pgpark._wake(p.name, 'cancel') from pool p where p.pool_id = live.pool_id;
+    insert into audit (at, event, pool, task_id, attempt, worker, tenant, priority, units, reason)
+    select pgpark._now(), 'cancelling', p.name, live.task_id, live.attempt, live.worker, live.tenant, live.priority,
+           live.units, pgpark._audit_reason(why)
+    from pool p
+    where p.pool_id = live.pool_id
+      and p.audit;
   end if;
   return 'cancelling';
 end

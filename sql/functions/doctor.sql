@@ -22,6 +22,7 @@ begin
     return query select * from pgpark._held_horizon(interval '15 minutes', 1000000);
     return query select * from pgpark._notification_queue();
     return query select * from pgpark._overdue(pgpark._now() - interval '30 seconds');
+    return query select * from pgpark._audit_lag(pgpark._now());
     return query select * from pgpark._wrong_accounts();
     return query select s.* from pool p cross join lateral pgpark._stray_messages(p) s order by p.name;
   exception

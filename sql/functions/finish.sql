@@ -192,6 +192,7 @@ declare
   now_ timestamptz := pgpark._now();
   ended record;
   failing bigint[];  -- may have another attempt
+  failures text[];   -- why each of them failed
   retried bigint[] := array[]::bigint[];
 begin
   if pgpark._sees_the_past() then
@@ -208,7 +209,7 @@ begin
     group by g.task_id, g.attempt
   ),
   held as (
-    select t.task_id, t.state, g.ord
+    select t.task_id, t.state, t.run_until <= now_ as overran, g.ord
     from given g
     join task t on t.task_id = any (array[g.task_id]) and t.attempt = g.attempt
     where pgpark._runs(t.state)
@@ -216,12 +217,14 @@ begin
     for update of t
   )
   select coalesce(array_agg(h.ord), '{}'),
-         array_agg(h.task_id) filter (where h.state = 'running' and statuses[h.ord] = 'failed')
-  into accepted, failing
+         array_agg(h.task_id) filter (where h.state = 'running' and statuses[h.ord] = 'failed'),
+         array_agg(case when h.overran then coalesce(reasons[h.ord], 'run_timeout') else reasons[h.ord] end)
+           filter (where h.state = 'running' and statuses[h.ord] = 'failed')
+  into accepted, failing, failures
   from held h;
 
   if failing is not null then
-    retried := pgpark._retry(failing, now_);
+    retried := pgpark._retry(failing, failures, now_);
   end if;
 
   -- An attempt that failed without saying why after its time was up was stopped for that. What was being cancelled

@@ -74,6 +74,7 @@ begin
   if pgpark._try_latch(0, 'maintenance') then  -- of what belongs to no pool
     purged := pgpark._purge(now_, bite => 1000);
     perform pgpark._forget_parts(bite => 5);
+    perform pgpark._keep_audit(now_);
   end if;
   next_due := least(next_due, pgpark._next_purge(now_, full_bite => purged = 1000));
 end

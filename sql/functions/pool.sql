@@ -36,6 +36,9 @@ begin
     perform pgpark._put_tenants(after_);
     perform pgpark._deal_places(after_, after_.created_at);
     perform pgpark._remember(after_);
+    if after_.audit then
+      perform pgpark._add_audit_days(pgpark._audit_day(pgpark._now()), 8);
+    end if;
     return 'created';
   end if;
 
@@ -95,6 +98,8 @@ begin
       queue_type = after_.queue_type,
       queue_name = after_.queue_name,
       cost_model = after_.cost_model,
+      audit = after_.audit,
+      audit_days = after_.audit_days,
       config = after_.config
   where p.pool_id = before.pool_id;
   if retenanted then
@@ -127,6 +132,9 @@ begin
     perform pgpark._bury_all(park_put_pool.name, 'the pool has no notifier any more');
   end if;
   perform pgpark._wake(park_put_pool.name);
+  if after_.audit then
+    perform pgpark._add_audit_days(pgpark._audit_day(pgpark._now()), 8);
+  end if;
   return 'changed';
 end
 $$;

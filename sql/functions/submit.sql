@@ -348,6 +348,9 @@ begin
   reason := pgpark._refusal(lot, draft, due, now_);
   if reason is not null then
     status := 'rejected';
+    if lot.audit then
+      perform pgpark._audit_drafts(lot, array[draft], array[reason], now_);
+    end if;
     return;
   end if;
   draft.task_id := nextval('pgpark.task_task_id_seq');
@@ -356,6 +359,9 @@ begin
   values (draft.task_id, lot.pool_id, (pgpark._send(lot, array[pgpark._message(lot, draft, due, now_)]))[1],
           case when delayed then 'delayed' else 'parked' end, pgpark._priority_level(draft.priority), draft.units,
           draft.tenant, draft.user_id, draft.session_id, due, case when delayed then draft.run_at end, now_);
+  if lot.audit then
+    perform pgpark._audit_drafts(lot, array[draft], null, now_);
+  end if;
   perform pgpark._wake(lot.name);
   task_id := draft.task_id;
   status := case when delayed then 'delayed' else 'parked' end;
@@ -457,6 +463,11 @@ begin
       lot, array(select d from unnest(drafts) d where refusals[d.ord] is null order by d.ord),
       array(select due[d.ord] from unnest(drafts) d where refusals[d.ord] is null order by d.ord), now_);
   end if;
+  if lot.audit and exists (select from unnest(refusals) as r (refusal) where r.refusal <> 'duplicate') then
+    perform pgpark._audit_drafts(
+      lot, array(select d from unnest(drafts) d where refusals[d.ord] <> 'duplicate' order by d.ord),
+      array(select refusals[d.ord] from unnest(drafts) d where refusals[d.ord] <> 'duplicate' order by d.ord), now_);
+  end if;
 
   return query
   select case when r.refusal is null then drafts[r.ord].task_id
@@ -510,6 +521,9 @@ begin
     from unnest(drafts) with ordinality as d (ord, task_id, payload, priority, units, deadline, tenant, user_id,
                                               session_id, run_at, idempotency_key, nth)
   ) d;
+  if lot.audit then
+    perform pgpark._audit_drafts(lot, drafts, null, now_);
+  end if;
   perform pgpark._wake(lot.name);
 end
 $$;

@@ -480,6 +480,19 @@ test("max_payload_kb: a larger payload is refused, a larger result fails the tas
   assert.match(outcome.reason, /^result too large: 2 KiB, the pool takes 1/);
 });
 
+test("park_audit: what happened to a task, from the partition of its day", async () => {
+  await pool("told", { audit: true });
+  const id = await parked("told", { tenant: "a" });
+  await claim("told");
+  await call("park_finish", { task_id: id, attempt: 1 });
+  const told = await call("park_audit", { task_id: id });
+  assert.deepEqual(told.map((row) => [row.event, row.attempt, row.worker]),
+    [["completed", 1, "w"], ["started", 1, "w"], ["submitted", null, null]]);
+  assert.equal((await call("park_audit", { pool: "told", max_events: 1 })).length, 1);
+  const { rows } = await db.query("select from pgpark.audit_rest");
+  assert.equal(rows.length, 0);
+});
+
 test("park_doctor: nothing is wrong but the clock of these tests", async () => {
   const found = await call("park_doctor");
   assert.deepEqual(found.map((row) => [row.problem, row.subject]), [["function changed", "pgpark._now()"]]);

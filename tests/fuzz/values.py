@@ -38,6 +38,7 @@ POOLS: dict[str, dict[str, Any]] = {
         "run_timeout_secs": 3,
         "archive": True,
         "max_payload_kb": 2,
+        "audit": True,
         "scheduling_slack_secs": 0.01,
         "default_timeout_secs": 20,
     },

@@ -37,7 +37,7 @@ class Plan:
         memory = {"queue": {"type": "in_memory"}}
         return {
             "strict": common | {"max_units": self.units, "archive": True, "run_timeout_secs": 4},
-            "capped": common | depth | {"max_units": self.units // 2, "max_bypass": 8},
+            "capped": common | depth | {"max_units": self.units // 2, "max_bypass": 8, "audit": True},
             "share": common
             | memory
             | {"max_units": self.units, "max_bypass": 2, "fairness": "tenant", "tenants": limits},

@@ -32,6 +32,8 @@ def test_only_max_units_is_required_and_the_rest_has_defaults(db: Database) -> N
         "retry": {"max_attempts": 1, "max_losses": 3, "backoff_secs": 1, "backoff_factor": 2, "max_backoff_secs": 300},
         "archive": False,
         "max_payload_kb": None,
+        "audit": False,
+        "audit_days": None,
         "mailbox": {
             "ttl_secs": None,
             "storage": {"type": "postgres", "table": "mailbox_messages"},
@@ -58,6 +60,8 @@ def test_every_setting_of_the_config_is_kept(db: Database) -> None:
         "retry": {"max_attempts": 4, "max_losses": 5, "backoff_secs": 2, "backoff_factor": 3, "max_backoff_secs": 99},
         "archive": True,
         "max_payload_kb": 512,
+        "audit": True,
+        "audit_days": 365,
         "mailbox": {
             "ttl_secs": 86400,
             "storage": {"type": "postgres", "table": "answers"},
