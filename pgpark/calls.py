@@ -331,6 +331,11 @@ def put_pool(name: str, config: Mapping[str, Any]) -> Call[Literal["created", "c
     return _call("park_put_pool", _value("park_put_pool"), name=name, config=Jsonb(config))
 
 
+def change_pool(name: str, changes: Mapping[str, Any]) -> Call[Literal["changed", "unchanged"]]:
+    """Changes the settings that `changes` names, an object of config keys; None takes one away."""
+    return _call("park_change_pool", _value("park_change_pool"), name=name, changes=Jsonb(changes))
+
+
 def plan_pool(name: str, config: Mapping[str, Any]) -> Call[list[PlannedChange]]:
     """What put_pool would change, without changing it; raises its errors."""
     return _call("park_plan_pool", _many(PlannedChange), name=name, config=Jsonb(config))
@@ -547,6 +552,7 @@ _CASTS = {
     "tasks": "jsonb",
     "outcomes": "jsonb",
     "config": "jsonb",
+    "changes": "jsonb",
     "cost_model": "jsonb",
 }
 

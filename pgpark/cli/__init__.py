@@ -19,10 +19,11 @@ import click
 import psycopg
 
 from pgpark import __version__
-from pgpark.cli import access, audit, bench, config, database, mailbox, notifier, pools, show, tasks, work
+from pgpark.cli import access, audit, bench, config, database, mailbox, notifier, pools, show, tasks, token, work
 from pgpark.cli.demo import demo
 from pgpark.cli.doctor import doctor
 from pgpark.cli.gpu import gpu
+from pgpark.cli.serve import serve
 from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line, translated
 
 _EPILOG = (
@@ -87,6 +88,8 @@ for _command in (
     access.grant,
     access.revoke,
     access.grants,
+    token.token,
+    serve,
     gpu,
     bench.bench,
     demo,

@@ -7,31 +7,51 @@ To add routes: write a module with an APIRouter and add it to ROUTERS. Routes ge
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from pgpark import __version__
-from pgpark.gateway import health, page, pools, tasks
+from pgpark.gateway import events, health, mailbox, page, pools, tasks, workers
 from pgpark.gateway.connections import Connections
 from pgpark.gateway.errors import add_handlers
 from pgpark.gateway.guard import Guard
+from pgpark.gateway.hub import Hub
 from pgpark.gateway.settings import GatewaySettings
 
-ROUTERS = (health.router, pools.router, tasks.router, page.router)
+log = logging.getLogger("pgpark.gateway")
+
+ROUTERS = (
+    health.router,
+    pools.router,
+    tasks.router,
+    mailbox.router,
+    events.router,
+    workers.router,
+    page.router,
+)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
     """The gateway of a database. It connects when it is started, and again whenever that is needed."""
     connections = Connections(settings)
+    hub = Hub(connections, settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await connections.open()
+        work = asyncio.create_task(hub.run())
+        work.add_done_callback(_report)
         try:
             yield
         finally:
+            hub.stop()
+            work.cancel()
+            await asyncio.wait({work})
             await connections.close()
 
     app = FastAPI(
@@ -45,9 +65,23 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.connections = connections
+    app.state.hub = hub
     app.state.draining = False
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
     app.add_middleware(Guard, connections=connections, max_body_bytes=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            expose_headers=["Location", "Retry-After"],
+        )
     return app
+
+
+def _report(work: asyncio.Task[None]) -> None:
+    if not work.cancelled() and (error := work.exception()) is not None:
+        log.critical("the gateway tells nobody any more", exc_info=error)

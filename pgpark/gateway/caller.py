@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Path, Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 from fastapi.security import HTTPBearer
 
 from pgpark.calls import Call
 from pgpark.gateway.connections import Connections, as_json
+from pgpark.gateway.hub import Hub
 from pgpark.gateway.settings import GatewaySettings
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ T = TypeVar("T")
 _documented = HTTPBearer(auto_error=False, description="A token made with `pgpark token create`.")
 
 PoolName = Annotated[str, Path(pattern="^[a-z0-9_]{1,40}$", description="Name of a pool.")]
+Secs = Annotated[float, Query(ge=0, le=3600, allow_inf_nan=False)]
 TaskId = Annotated[int, Path(ge=1, le=2**63 - 1, description="Id of a task.")]
 
 
@@ -31,6 +33,7 @@ class CallerOf:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.settings: GatewaySettings = request.app.state.settings
+        self.hub: Hub = request.app.state.hub
         self._connections: Connections = request.app.state.connections
         self._token_hash: str = request.state.token_hash
 
@@ -42,6 +45,10 @@ class CallerOf:
         """Runs several in one transaction and one round trip."""
         return await self._connections.run_all(steps, self._token_hash)
 
+    async def look(self, *steps: Call[Any]) -> list[Any]:
+        """The same for a caller that waits for something: leaves connections for others."""
+        return await self._connections.look(steps, self._token_hash)
+
     async def lines(self, call: Call[Any]) -> list[str]:
         """Runs a call and returns its rows as JSON text; see `as_json`."""
         return await self.call(as_json(call))
@@ -52,6 +59,11 @@ def _caller(request: Request, _token: Annotated[Any, Depends(_documented)]) -> C
 
 
 Caller = Annotated[CallerOf, Depends(_caller)]
+
+
+def object_of(key: str, lines: list[str]) -> Response:
+    """{key: [rows as JSON text]} as a response."""
+    return json_response(f'{{"{key}":[{",".join(lines)}]}}')
 
 
 def json_response(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -46,6 +46,7 @@ class Connections:
             max_waiting=settings.max_connections * 100,
             open=False,
         )
+        self._looking = asyncio.Semaphore(max(settings.max_connections // 2, 1))
         logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
     async def open(self) -> None:
@@ -80,6 +81,11 @@ class Connections:
             raise translated(error) from error
         return [step.read(found) for step, found in zip(steps, rows[len(first) :], strict=True)]
 
+    async def look(self, steps: Sequence[Call[Any]], token_hash: str) -> list[Any]:
+        """As `run_all`, for those who wait: they leave half of the connections to requests."""
+        async with self._looking:
+            return await self.run_all(steps, token_hash)
+
     async def _forget_lost(self) -> None:
         """A server that went away took all connections with it; the next request is not to find that out again."""
         try:
@@ -92,6 +98,16 @@ async def _pipelined(connection: AsyncConnection[dict[str, Any]], steps: Sequenc
     async with connection.pipeline():
         cursors = [await connection.execute(step.statement, step.parameters) for step in steps]
     return [await cursor.fetchall() for cursor in cursors]
+
+
+def keyed(call: Call[Any], column: str) -> Call[list[tuple[Any, str]]]:
+    """The same as `as_json`, each line together with the value of a column."""
+    statement = sql.SQL("select r.{} as key, cast(to_jsonb(r) as text) as line from ({}) r")
+    return Call(
+        statement.format(sql.Identifier(column), call.statement),
+        call.parameters,
+        lambda rows: [(row["key"], row["line"]) for row in rows],
+    )
 
 
 def as_json(call: Call[Any]) -> Call[list[str]]:

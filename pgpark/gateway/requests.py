@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pgpark.models import Priority
+from pgpark.models import PartKind, PoolState, Priority
 
 MOST_ELEMENTS = 1000
-_TEXT = "^[^\\x00]*$"  # Postgres keeps no NUL
+TEXT = "^[^\\x00]*$"  # Postgres keeps no NUL
 
-Address = Annotated[str, Field(max_length=255, pattern=_TEXT)]
+Address = Annotated[str, Field(max_length=255, pattern=TEXT)]
 Int = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -42,3 +42,85 @@ class NewTasks(Body):
     """Tasks to submit, in order."""
 
     tasks: Annotated[list[NewTask], Field(min_length=1, max_length=MOST_ELEMENTS)]
+
+
+WorkerName = Annotated[str, Field(min_length=1, max_length=255, pattern=TEXT)]
+Id = Annotated[int, Field(ge=1, le=10**18 - 1)]
+Attempt = Annotated[int, Field(ge=1, le=10**9 - 1)]
+
+
+class NewClaim(Body):
+    """What a worker has room for; see park_claim. wait: seconds to wait for tasks if there are none."""
+
+    worker: WorkerName
+    max_tasks: Annotated[int, Field(ge=1, le=MOST_ELEMENTS)] = 1
+    max_units: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    wait: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
+
+
+class OutcomeOf(Body):
+    """How an attempt ended; see park_finish."""
+
+    task_id: Id
+    attempt: Attempt
+    status: Literal["completed", "failed", "dropped"] = "completed"
+    result: Any = None
+    reason: Annotated[str, Field(max_length=10_000, pattern=TEXT)] | None = None
+
+
+class Outcomes(Body):
+    """Attempts that have ended."""
+
+    outcomes: Annotated[list[OutcomeOf], Field(min_length=1, max_length=MOST_ELEMENTS)]
+
+
+class NewHeartbeat(Body):
+    """The tasks whose leases a worker renews."""
+
+    worker: WorkerName
+    task_ids: Annotated[list[Id], Field(max_length=10_000)]
+
+
+class Held(Body):
+    """A task that a worker holds."""
+
+    task_id: Id
+    attempt: Attempt
+
+
+class Releases(Body):
+    """Tasks that a worker gives back."""
+
+    tasks: Annotated[list[Held], Field(min_length=1, max_length=MOST_ELEMENTS)]
+
+
+class NewPart(Body):
+    """What a task tells while it runs."""
+
+    kind: PartKind = "partial"
+    content: Any
+
+
+class Emission(Held):
+    """Parts of one attempt; first: the place of the first of them among all of the attempt, from 1."""
+
+    parts: Annotated[list[NewPart], Field(min_length=1, max_length=MOST_ELEMENTS)]
+    first: Annotated[int, Field(ge=1, le=10**9 - 1)] | None = None
+
+
+class Emissions(Body):
+    """Parts of several tasks."""
+
+    emissions: Annotated[list[Emission], Field(min_length=1, max_length=MOST_ELEMENTS)]
+
+
+class Acknowledged(Body):
+    """Messages to take out of the mailbox."""
+
+    message_ids: Annotated[list[Id], Field(min_length=1, max_length=MOST_ELEMENTS)]
+
+
+class NewState(Body):
+    """The state of a pool."""
+
+    state: PoolState

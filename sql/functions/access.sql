@@ -120,6 +120,7 @@ as $$
     ('park_config_schema',   array['producer', 'reader', 'worker']),
     ('park_put_pool',        '{}'),
     ('park_plan_pool',       '{}'),
+    ('park_change_pool',     '{}'),
     ('park_set_pool_state',  '{}'),
     ('park_drop_pool',       '{}'),
     ('park_dead_letters',    '{}'),

@@ -187,6 +187,51 @@ comment on function pgpark.park_plan_pool is
 (before is null for a pool that is not there yet, and for what was not set). Changes nothing. Errors: 22023, 42710, 42501,
 as park_put_pool.';
 
+create or replace function pgpark.park_change_pool(name text, changes jsonb) returns text
+language plpgsql
+security definer
+set search_path = pgpark, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  perform pgpark._require('{}', null, '{}', 'change pools');
+  perform pgpark._require_read_committed();
+  if jsonb_typeof(park_change_pool.changes) is distinct from 'object' then
+    raise exception 'changes must be a JSON object, not %', coalesce(jsonb_typeof(park_change_pool.changes), 'NULL')
+      using errcode = '22023', hint = 'For example: {"max_units": 48}';
+  end if;
+  perform pgpark._lock_entrance(0, alone => true);  -- what is read here must still be so when it is put
+  return pgpark.park_put_pool(
+    park_change_pool.name,
+    pgpark._merged((pgpark._pool(park_change_pool.name)).config, park_change_pool.changes));
+end
+$$;
+
+comment on function pgpark.park_change_pool is
+'Changes the settings of a pool that changes names and leaves the others. changes: an object of config keys, merged into the
+config as in RFC 7396: objects key by key, null takes a key away. Returns changed or unchanged. Errors: those of
+park_put_pool, and 42704 (no such pool).';
+
+-- Two JSON values merged as in RFC 7396.
+create or replace function pgpark._merged(value jsonb, changes jsonb) returns jsonb
+language plpgsql immutable
+set search_path = pgpark, pg_temp
+as $$
+declare
+  kept jsonb := case jsonb_typeof(value) when 'object' then value else '{}' end;
+  change record;
+begin
+  if jsonb_typeof(changes) is distinct from 'object' then
+    return changes;
+  end if;
+  for change in select c.key, c.value from jsonb_each(changes) c loop
+    kept := case when change.value = 'null' then kept - change.key
+                 else jsonb_set(kept, array[change.key], pgpark._merged(kept -> change.key, change.value)) end;
+  end loop;
+  return kept;
+end
+$$;
+
 create or replace function pgpark.park_set_pool_state(name text, state text) returns void
 language plpgsql
 security definer

@@ -61,11 +61,14 @@ before(async () => {
 
 after(() => db.close());
 
-test("park_put_pool, park_pools, park_set_pool_state, park_drop_pool", async () => {
+test("park_put_pool, park_change_pool, park_pools, park_set_pool_state, park_drop_pool", async () => {
   assert.equal(await value("park_put_pool", { name: "made", config: { max_units: 4 } }), "created");
   assert.equal(await value("park_put_pool", { name: "made", config: { max_units: 4 } }), "unchanged");
   assert.equal(await value("park_put_pool", { name: "made", config: { max_units: 8 } }), "changed");
   await assert.rejects(call("park_put_pool", { name: "made", config: { max_unit: 8 } }), code("22023"));
+
+  assert.equal(await value("park_change_pool", { name: "made", changes: { retry: { max_attempts: 2 } } }), "changed");
+  assert.equal((await call("park_pools", { pool: "made" }))[0].settings.retry.max_attempts, 2);
 
   await call("park_set_pool_state", { name: "made", state: "paused" });
   const [row] = await call("park_pools", { pool: "made" });

@@ -1,0 +1,119 @@
+"""Live: the parts of a task and its outcome, and the outcomes of a mailbox, as Server-Sent Events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+
+from pgpark import calls
+from pgpark.gateway.caller import Caller, CallerOf, PoolName, TaskId
+from pgpark.gateway.connections import keyed
+from pgpark.gateway.errors import documented, unknown_task
+from pgpark.gateway.hub import Address
+from pgpark.gateway.mailbox import Session, Since, Tenant, User
+from pgpark.gateway.streams import EventStream, bounded, event, following
+
+router = APIRouter(tags=["live"])
+
+MaxSecs = Annotated[
+    float | None, Query(ge=0, le=86400, allow_inf_nan=False, description="End the stream after so many seconds.")
+]
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", max_length=8000, description="Go on after this event.")
+]
+_PAGE = 100  # parts, each of at most 1 MiB, or messages
+_END = "end"
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
+@router.get(
+    "/pools/{pool}/tasks/{task_id}/events",
+    response_class=Response,
+    responses=documented() | _STREAM | {204: {"description": "This client has had all; it need not come back."}},
+)
+async def task_events(
+    pool: PoolName, task_id: TaskId, caller: Caller, last: LastEventId = None, max_secs: MaxSecs = None
+) -> Response:
+    """The task as it goes: `status` at first and when it has changed; each `part` that it emits, partial results and
+    progress; its `outcome`, or `gone` if that was acknowledged; then the stream ends. Ids are the numbers of parts."""
+    given = bounded(last, f"[0-9]{{1,9}}|{_END}")
+    if given == _END:
+        return Response(status_code=204)
+    (known,) = await caller.call_all(calls.status(task_id))
+    if known is None or known.pool != pool:
+        raise unknown_task(task_id)
+    return EventStream(_task(caller, task_id, int(given or 0), max_secs))
+
+
+@router.get("/mailbox/{tenant}/events", response_class=Response, responses=documented() | _STREAM)
+async def mailbox_events(
+    tenant: Tenant,
+    caller: Caller,
+    user: User = None,
+    session: Session = None,
+    since: Since = None,
+    last: LastEventId = None,
+    max_secs: MaxSecs = None,
+) -> Response:
+    """Outcomes of a tenant as they land, each as a `message`: at first those that are in the mailbox already, or, with
+    Last-Event-ID, those that came after that event. They stay in the mailbox until they are acknowledged."""
+    given = bounded(last, r"[0-9]{1,18}(\.[0-9]{1,19}){2}\.[0-9,]*")
+    await caller.call(calls.follow(tenant, given, user, session, since, max_messages=1))  # refused now or never
+    return EventStream(_mailbox(caller, (tenant, user, session), since, given, max_secs))
+
+
+async def _task(caller: CallerOf, task_id: int, after: int, max_secs: float | None) -> AsyncGenerator[str, None]:
+    told: str | None = None
+
+    async def look() -> tuple[list[str], bool]:
+        nonlocal after, told
+        events: list[str] = []
+        while True:
+            status, outcome, parts = await caller.look(
+                keyed(calls.status(task_id), "status"),
+                keyed(calls.result(task_id), "task_id"),  # before the parts, which precede it
+                keyed(calls.parts(task_id, after, _PAGE), "number"),
+            )
+            if status and status[0][0] != told and not outcome:
+                told = status[0][0]
+                events.append(event("status", status[0][1]))
+            for number, line in parts:
+                after = number
+                events.append(event("part", line, str(number)))
+            if len(parts) < _PAGE:
+                break
+        if outcome:
+            events.append(event("outcome", outcome[0][1], _END))
+        elif not status:
+            events.append(event("gone", "{}", _END))
+        return events, bool(outcome) or not status
+
+    async with caller.hub.task(task_id, parts=True) as watch:
+        async for text in following(watch, caller.settings, max_secs, look):
+            yield text
+
+
+async def _mailbox(
+    caller: CallerOf,
+    address: Address,
+    since: datetime | None,
+    bookmark: str | None,
+    max_secs: float | None,
+) -> AsyncGenerator[str, None]:
+    async def look() -> tuple[list[str], bool]:
+        nonlocal bookmark
+        events: list[str] = []
+        call = calls.follow(address[0], bookmark, address[1], address[2], since, max_messages=_PAGE)
+        (rows,) = await caller.look(keyed(call, "bookmark"))
+        for bookmark, line in rows:
+            events.append(event("message", line, bookmark))
+        return events, False
+
+    async with caller.hub.mailbox(address) as watch:
+        async for text in following(watch, caller.settings, max_secs, look):
+            yield text

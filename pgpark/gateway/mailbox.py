@@ -1,0 +1,54 @@
+"""Mailboxes: outcomes of a tenant."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel
+
+from pgpark import calls
+from pgpark.gateway.caller import Caller, object_of
+from pgpark.gateway.errors import documented
+from pgpark.gateway.requests import TEXT, Acknowledged
+from pgpark.models import Message
+
+router = APIRouter(tags=["mailbox"])
+
+Tenant = Annotated[str, Path(min_length=1, max_length=255, pattern=TEXT, description="Whose mailbox it is.")]
+User = Annotated[str | None, Query(max_length=255, pattern=TEXT, description="Only this user's.")]
+Session = Annotated[str | None, Query(max_length=255, pattern=TEXT, description="Only this session's.")]
+Since = Annotated[datetime | None, Query(description="Only those that landed at this time or later.")]
+
+
+class Messages(BaseModel):
+    """Outcomes, oldest first."""
+
+    messages: list[Message]
+
+
+class Taken(BaseModel):
+    """How many messages were taken out."""
+
+    acknowledged: int
+
+
+@router.get("/mailbox/{tenant}", responses=documented() | {200: {"model": Messages}})
+async def fetch(
+    tenant: Tenant,
+    caller: Caller,
+    user: User = None,
+    session: Session = None,
+    since: Since = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> Response:
+    """Outcomes of a tenant, oldest first. They stay until they are acknowledged."""
+    return object_of("messages", await caller.lines(calls.fetch(tenant, user, session, since, limit)))
+
+
+@router.post("/mailbox/{tenant}/ack", responses=documented())
+async def acknowledge(tenant: Tenant, ids: Acknowledged, caller: Caller) -> Taken:
+    """Takes messages out of the mailbox, with their parts; those that are not there, or are another's, do not count."""
+    _, taken = await caller.call_all(calls.fetch(tenant, max_messages=1), calls.ack(ids.message_ids))
+    return Taken(acknowledged=taken)
