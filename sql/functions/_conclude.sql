@@ -61,13 +61,18 @@ begin
       join pool p using (pool_id)
     ),
     counted as (
-      insert into tally (pool_id, worker, completed, failed, expired, dropped, units)
+      insert into tally (pool_id, worker, completed, failed, expired, dropped, units, at, runs)
       select e.pool_id, e.worker,
              count(*) filter (where e.status = 'completed'),
              count(*) filter (where e.status = 'failed'),
              count(*) filter (where e.status = 'expired'),
              count(*) filter (where e.status = 'dropped'),
-             -coalesce(sum(e.units) filter (where e.state not in ('parked', 'delayed')), 0)
+             -coalesce(sum(e.units) filter (where e.state not in ('parked', 'delayed')), 0),
+             now_,
+             -- Nobody knows how long an attempt ran that was lost.
+             array_agg(pgpark._elapsed(e.started_at, now_))
+               filter (where e.state not in ('parked', 'delayed')
+                         and (e.reason = 'lost worker' and e.lease_until <= now_) is not true)
       from ended e
       group by e.pool_id, e.worker
     )

@@ -63,50 +63,6 @@ begin
 end
 $$;
 
--- Sums up the tally rows of a pool once they are many. Rows that somebody else is folding are left to him.
-create or replace function pgpark._fold_tally(pool_id int) returns void
-language plpgsql
-set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-as $$
-#variable_conflict use_column
-declare
-  floor_ bigint := (select f.entry_floor from front f where f.pool_id = _fold_tally.pool_id);
-begin
-  if not (select pgpark._are_many(count(*), count(distinct y.worker)) from tally y
-          where y.pool_id = _fold_tally.pool_id and y.entry_id > floor_) then
-    return;
-  end if;
-  with folding as (
-    delete from tally y
-    where y.ctid = any (array(
-      select y.ctid from tally y
-      where y.pool_id = _fold_tally.pool_id and y.entry_id > floor_ limit 10000 for update skip locked))
-    returning y.*
-  )
-  insert into tally (pool_id, worker, units, completed, failed, expired, dropped, retried)
-  select f.pool_id, null, coalesce(sum(f.units) filter (where f.worker is null), 0), sum(f.completed), sum(f.failed),
-         sum(f.expired), sum(f.dropped), sum(f.retried)
-  from folding f
-  group by f.pool_id
-  union all
-  select f.pool_id, f.worker, sum(f.units), 0, 0, 0, 0, 0
-  from folding f
-  where f.worker is not null
-  group by f.pool_id, f.worker
-  having sum(f.units) <> 0;
-end
-$$;
-
--- Whether so many tally rows, of so many workers, are worth folding: it leaves one row, and one for each busy worker.
-create or replace function pgpark._are_many(entries bigint, workers bigint) returns boolean
-language sql immutable
-as $$
-  select entries > 40 + 2 * workers;
-$$;
-
 -- Lowers the floors to what waits again. The caller holds the pool's lock.
 create or replace function pgpark._lower_floors(pool_id int) returns void
 language plpgsql

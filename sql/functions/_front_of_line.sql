@@ -9,14 +9,14 @@ as $$
 $$;
 
 -- Chooses what starts from the front of the line, as far as it fits, and locks it: ids in rank order, their messages, and
--- what they take. One that somebody else holds this moment (a cancel that is not committed) is passed over as if it were
--- gone. reach: how far above its floor the walk came. more: the walk ended before the line. look_behind: it ended at a task
--- that may be passed, or has to end.
+-- what they take and how long they waited. One that somebody else holds this moment (a cancel that is not committed) is passed
+-- over as if it were gone. reach: how far above its floor the walk came. more: the walk ended before the line. look_behind: it
+-- ended at a task that may be passed, or has to end.
 create or replace function pgpark._front_of_line(lot pgpark.pool, tag_floors double precision[], task_floors bigint[],
                                                  now_ timestamptz, free bigint, slots int,
                                                  out ids bigint[], out msg_ids bigint[], out units bigint,
-                                                 out past_head int, out first_units int, out reach bigint,
-                                                 out more boolean, out look_behind boolean)
+                                                 out waited real[], out past_head int, out first_units int,
+                                                 out reach bigint, out more boolean, out look_behind boolean)
 language plpgsql
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -37,17 +37,18 @@ begin
   select coalesce(array_agg(l.task_id) filter (where l.up_to <= free), '{}'),
          coalesce(array_agg(l.msg_id) filter (where l.up_to <= free), '{}'),
          coalesce(sum(l.units) filter (where l.up_to <= free), 0),
+         array_agg(pgpark._elapsed(l.since, now_)) filter (where l.up_to <= free),
          (array_agg(l.units) filter (where l.up_to <= free))[1],
          coalesce(max(l.above) filter (where l.up_to <= free), 0),
          count(*)::int, (array_agg(l.able) filter (where l.up_to > free))[1]
-  into ids, msg_ids, units, first_units, reach, seen, waits
+  into ids, msg_ids, units, waited, first_units, reach, seen, waits
   from (
-    select c.task_id, c.msg_id, c.units, c.able, c.task_id - task_floors[g.level + 1] as above,
+    select c.task_id, c.msg_id, c.units, c.since, c.able, c.task_id - task_floors[g.level + 1] as above,
            sum(case when c.able then c.units::double precision else 'infinity' end)
              over (rows unbounded preceding) as up_to
     from unnest(array[3, 2, 1, 0]) as g (level)
     cross join lateral (
-      select t.task_id, t.msg_id, t.units,
+      select t.task_id, t.msg_id, t.units, coalesce(t.waits_since, t.created_at) as since,
              t.units <= lot.max_units and coalesce(t.deadline > now_, true) as able
       from task t
       where t.pool_id = lot.pool_id
@@ -67,14 +68,16 @@ end
 $$;
 
 -- Books what tasks take that start on a worker: units, of which their sum is given, of a tenant's share, and of the waiting
--- places. The last past_head of them start past a head.
-create or replace function pgpark._book_start(lot pgpark.pool, worker text, ids bigint[], units bigint, past_head int)
+-- places; and how long they waited. The last past_head of them start past a head.
+create or replace function pgpark._book_start(lot pgpark.pool, worker text, ids bigint[], units bigint, waits real[],
+                                              past_head int, now_ timestamptz)
 returns void
 language plpgsql
 set search_path = pgpark, pg_temp
 as $$
 begin
-  insert into tally (pool_id, worker, units) values (lot.pool_id, _book_start.worker, _book_start.units);
+  insert into tally (pool_id, worker, units, at, waits)
+  values (lot.pool_id, _book_start.worker, _book_start.units, now_, _book_start.waits);
   if lot.fairness = 'tenant' then
     perform pgpark._serve(lot, ids, past_head);
   end if;

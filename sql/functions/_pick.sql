@@ -7,15 +7,15 @@ as $$
   select 1000;
 $$;
 
--- Chooses, in rank order, what starts, and locks it: ids, their messages, and what they take. The first task that does not
--- fit is the head: past it at most max_bypass tasks may start in its whole life (task.bypassed counts them), then capacity
--- is held until it starts. The last past_head of ids are those that start past it. A task that its tenant's limit keeps
--- waiting is not in line, so it is no head. One that somebody else holds this moment (a cancel that is not committed) is
--- passed over as if it were gone. more: the walk ended before the line. look_behind: never, as in _front_of_line.
+-- Chooses, in rank order, what starts, and locks it: ids, their messages, what they take and how long they waited. The first
+-- task that does not fit is the head: past it at most max_bypass tasks may start in its whole life (task.bypassed counts
+-- them), then capacity is held until it starts. The last past_head of ids are those that start past it. A task that its
+-- tenant's limit keeps waiting is not in line, so it is no head. One that somebody else holds this moment (a cancel that is not
+-- committed) is passed over as if it were gone. more: the walk ended before the line. look_behind: never, as in _front_of_line.
 create or replace function pgpark._pick(lot pgpark.pool, tag_floors double precision[], task_floors bigint[],
                                         now_ timestamptz, free bigint, slots int,
-                                        out ids bigint[], out msg_ids bigint[], out units bigint, out past_head int,
-                                        out more boolean, out look_behind boolean)
+                                        out ids bigint[], out msg_ids bigint[], out units bigint, out waited real[],
+                                        out past_head int, out more boolean, out look_behind boolean)
 language plpgsql
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -29,6 +29,7 @@ declare
   lanes pgpark.candidate[];  -- what is in line of the tenants with a limit
   candidate record;
   msg_id bigint;
+  since timestamptz;
   late bigint[] := array[]::bigint[];
   misfit bigint[] := array[]::bigint[];
   head bigint;
@@ -38,6 +39,7 @@ begin
   ids := '{}';
   msg_ids := '{}';
   units := 0::bigint;
+  waited := '{}';
   past_head := 0;
   if lot.limited then
     lanes := array(
@@ -73,7 +75,7 @@ begin
         exit walk when looked > pgpark._bypass_window();
         continue when candidate.units > free and not candidate.last_look;
       end if;
-      select t.msg_id into msg_id
+      select t.msg_id, coalesce(t.waits_since, t.created_at) into msg_id, since
       from task t
       where t.task_id = candidate.task_id
         and t.state = 'parked'
@@ -94,6 +96,7 @@ begin
         ids := ids || candidate.task_id;
         msg_ids := msg_ids || msg_id;
         units := units + candidate.units;
+        waited := waited || pgpark._elapsed(since, now_);
         free := free - candidate.units;
         past_head := past_head + (head is not null)::int;
       elsif head is null then

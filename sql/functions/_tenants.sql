@@ -48,6 +48,7 @@ begin
         worker = null,
         lease_until = null,
         run_until = null,
+        waits_since = pgpark._now(),
         start_tag = case lot.fairness when 'tenant' then t.start_tag else 0 end,
         share = case lot.fairness when 'tenant' then coalesce(t.tenant, '') end,
         lane = pgpark._lane(lot.pool_id, t.tenant)

@@ -74,6 +74,7 @@ begin
   update task t
   set state = 'parked',
       run_at = null,
+      waits_since = t.run_at,
       start_tag = case lot.fairness when 'tenant' then coalesce(tags[d.ord], t.start_tag) else 0 end,
       share = case lot.fairness when 'tenant' then coalesce(t.tenant, '') end,
       lane = pgpark._lane(lot.pool_id, t.tenant)
@@ -133,6 +134,12 @@ begin
     return 0;
   end if;
 
+  insert into tally (pool_id, at, lost)
+  select lot.pool_id, now_, count(*)
+  from task t
+  where t.task_id = any (lapsed)
+    and (t.run_until <= now_) is not true
+  having count(*) > 0;
   perform pgpark._fail(
     array(select t.task_id from task t
           where t.task_id = any (lapsed) and t.state <> 'cancelling' and t.run_until <= now_),
@@ -218,11 +225,13 @@ begin
       and t.state <> 'cancelling'
       and p.pool_id = t.pool_id
       and t.failures + 1 < p.max_attempts
-    returning t.task_id, t.pool_id, t.units, t.attempt, t.tenant, t.priority, held.worker
+    returning t.task_id, t.pool_id, t.units, t.attempt, t.tenant, t.priority, t.started_at, held.worker
   ),
   counted as (
-    insert into tally (pool_id, worker, retried, units)
-    select a.pool_id, a.worker, count(*), -sum(a.units) from again a group by a.pool_id, a.worker
+    insert into tally (pool_id, worker, retried, units, at, runs)
+    select a.pool_id, a.worker, count(*), -sum(a.units), now_, array_agg(pgpark._elapsed(a.started_at, now_))
+    from again a
+    group by a.pool_id, a.worker
   ),
   back as (
     insert into returned (pool_id, task_id) select a.pool_id, a.task_id from again a

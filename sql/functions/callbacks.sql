@@ -174,10 +174,16 @@ begin
   for update;
   if status between 200 and 299 then  -- of whatever attempt: it has arrived
     if waiting.msg_id is null then
-      return case when pgmq.delete('pgpark_dead_letters', park_callback_done.callback_id) then 'delivered'
-                  else 'unknown' end;
+      delete from pgmq.q_pgpark_dead_letters q
+      where q.msg_id = park_callback_done.callback_id
+      returning q.message ->> 'pool' into waiting.pool;
+      if not found then
+        return 'unknown';
+      end if;
+    else
+      perform pgmq.delete('pgpark_outbox', waiting.msg_id);
     end if;
-    perform pgmq.delete('pgpark_outbox', waiting.msg_id);
+    perform pgpark._count_callbacks(waiting.pool, 'delivered', 1);
     return 'delivered';
   elsif waiting.msg_id is null or waiting.read_ct is distinct from park_callback_done.attempt then
     return 'unknown';
@@ -196,6 +202,7 @@ begin
                   then least(park_callback_done.retry_after_secs, 86400) end)),
       headers = jsonb_build_object('http_status', status, 'error', why)
   where q.msg_id = waiting.msg_id;
+  perform pgpark._count_callbacks(waiting.pool, 'retry', 1);
   return 'retry';
 end
 $$;
@@ -340,6 +347,10 @@ begin
     delete from pgmq.q_pgpark_outbox q
     where q.msg_id = any (callback_ids)
     returning q.*
+  ),
+  counted as (
+    select pgpark._count_callbacks(g.pool, 'dead', g.letters)
+    from (select g.message ->> 'pool' as pool, count(*) as letters from given_up g group by 1) g
   )
   insert into pgmq.q_pgpark_dead_letters (msg_id, read_ct, enqueued_at, last_read_at, vt, message, headers)
     overriding system value
@@ -352,7 +363,8 @@ begin
            'error', coalesce(_bury.error, g.headers ->> 'error', 'nobody reported what came of the last attempt'),
            'died_at', now_)
   from given_up g
-  left join pool p on p.name = g.message ->> 'pool';
+  left join pool p on p.name = g.message ->> 'pool'
+  where (select count(*) from counted) > 0;
 end
 $$;
 

@@ -126,13 +126,15 @@ begin
         array(select t.task_id from task t where t.task_id = any (chosen.ids) and t.state = 'parked'),
         'dropped', 'payload lost');
       chosen.more := true;
-      select coalesce(array_agg(t.task_id order by c.ord), '{}'), coalesce(sum(t.units), 0)
-      into chosen.ids, chosen.units
+      select coalesce(array_agg(t.task_id order by c.ord), '{}'), coalesce(sum(t.units), 0),
+             array_agg(pgpark._elapsed(coalesce(t.waits_since, t.created_at), now_))
+      into chosen.ids, chosen.units, chosen.waited
       from unnest(chosen.ids) with ordinality as c (task_id, ord)
       join task t on t.task_id = any (array[c.task_id]);
     end if;
     if found_ > 0 then
-      perform pgpark._book_start(lot, _claim.worker, chosen.ids, chosen.units, chosen.past_head);
+      perform pgpark._book_start(lot, _claim.worker, chosen.ids, chosen.units, chosen.waited, chosen.past_head,
+                                 now_);
       any_started := true;
       looked.used := looked.used + chosen.units;
       slots := slots - found_;

@@ -58,7 +58,8 @@ begin
       expired := expired + pgpark._expire(lot.pool_id, now_, bite => 1000);
       promoted := promoted + pgpark._promote(lot, now_, bite => 1000);
       reclaimed := reclaimed + pgpark._reclaim(lot, now_, bite => 1000);
-      perform pgpark._fold_tally(lot.pool_id);
+      perform pgpark._fold_if_many(lot.pool_id);
+      perform pgpark._forget_history(lot.pool_id, now_, bite => 1000);
       perform pgpark._forget_workers(lot.pool_id, now_);
       perform pgpark._forget_service(lot.pool_id);
       if exists (select from task t where t.pool_id = lot.pool_id and t.state = 'parked' and t.share is not null) then

@@ -290,6 +290,7 @@ begin
   delete from pool_secret s where s.pool_id = lot.pool_id;
   delete from worker w where w.pool_id = lot.pool_id;
   delete from tally y where y.pool_id = lot.pool_id;
+  delete from history h where h.pool_id = lot.pool_id;
   delete from submission_key k where k.pool_id = lot.pool_id;
   delete from tenant n where n.pool_id = lot.pool_id;
   delete from tenant_service s where s.pool_id = lot.pool_id;

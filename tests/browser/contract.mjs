@@ -300,6 +300,21 @@ test("park_retry: out of a backoff, and once more after the end", async () => {
   assert.deepEqual([task.task_id, task.payload], [again.task_id, { again: true }]);
 });
 
+test("park_metrics, park_demand, park_history: what monitors draw", async () => {
+  await pool("measured", { max_units: 4 });
+  for (const units of [3, 2]) await parked("measured", { units });
+  const [task] = await claim("measured");
+  assert.equal(Number(await value("park_demand", { pool: "measured" })), 5);
+  await advance(2);
+  await call("park_finish", { task_id: task.task_id, attempt: 1 });
+  const rows = await call("park_metrics", { pool: "measured" });
+  const metric = (name) => rows.find((row) => row.metric === name).value;
+  assert.deepEqual(["pgpark_started_total", "pgpark_capacity_units", "pgpark_run_seconds_sum"].map(metric), [1, 4, 2]);
+  const steps = await call("park_history", { pool: "measured", period: "10 minutes" });
+  assert.equal(steps.length, 10);
+  assert.equal(steps.reduce((sum, step) => sum + Number(step.completed), 0), 1);
+});
+
 test("park_llm_units: what a request costs", async () => {
   await pool("llm", {
     max_units: 24, cost_model: { model_vram_gb: 4, kv_per_token_mb: 0.5, max_batch_tokens: 8192 },
