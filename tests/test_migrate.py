@@ -241,6 +241,7 @@ def test_the_released_migrations_are_unchanged() -> None:
         "migrations/0008_horizon.sql": "4f87f0b6e78084a05fc0d401878d9dd2b00767d28a31bfe797ad9e18426b7b67",
         "migrations/0009_blueprint.sql": "0719a5d5429f32f2106dee5f32a08dc73b3d4d724a07840f999db0bcada054c3",
         "migrations/0010_tokens.sql": "6195c0355572d40c8362067e3392bb1cbd04354194a725b5a9c4f34a78c981da",
+        "migrations/0011_measures.sql": "c84015f611b78c814eae622564c5450bca68ac3f84d786fa3d401a294f041cc3",
         "migrations/0013_retry.sql": "144024388597c641ea564721844339aee774bf448aea4cf3a86b3a1a5bdc067b",
         "migrations/0012_audit.sql": "236583edb5426aaae5c6b9a42b3c0e0202843f07806880ca7f72b9bdd9e3bfbc",
     }

@@ -55,6 +55,7 @@ begin
   update task t
   set state = 'parked',
       run_at = null,
+      waits_since = pgpark._now(),
       start_tag = case lot.fairness when 'tenant' then t.start_tag else 0 end,
       share = case lot.fairness when 'tenant' then coalesce(t.tenant, '') end,
       lane = pgpark._lane(lot.pool_id, t.tenant)

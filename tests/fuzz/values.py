@@ -319,6 +319,8 @@ PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "user_id": st.sampled_from([None, "a", "b"]),
     "session_id": st.sampled_from([None, "s"]),
     "idempotency_key": keys,
+    "period": st.sampled_from(["1 hour", "10 minutes", "2 days"]),
+    "step": st.sampled_from(["1 minute", "00:05", "1 day"]),
     "priority": priorities,
     "units": units,
     "max_tasks": few,

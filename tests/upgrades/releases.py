@@ -22,6 +22,8 @@ NEVER_RELEASED = {
     "0003": "edited before anything was released with it; migrate refuses a database with its first form",
     "0004": "came together with 0005",
     "0007": "came together with 0008",
+    "0010": "came together with 0013",
+    "0011": "came together with 0013",
 }
 KEPT = sorted(file.stem for file in RELEASES.glob("*.zip"))
 
