@@ -308,7 +308,7 @@ test("park_metrics, park_demand, park_history: what monitors draw", async () => 
   await advance(2);
   await call("park_finish", { task_id: task.task_id, attempt: 1 });
   const rows = await call("park_metrics", { pool: "measured" });
-  const metric = (name) => rows.find((row) => row.metric === name).value;
+  const metric = (name) => Math.round(rows.find((row) => row.metric === name).value);
   assert.deepEqual(["pgpark_started_total", "pgpark_capacity_units", "pgpark_run_seconds_sum"].map(metric), [1, 4, 2]);
   const steps = await call("park_history", { pool: "measured", period: "10 minutes" });
   assert.equal(steps.length, 10);
