@@ -24,6 +24,7 @@ NEVER_RELEASED = {
     "0007": "came together with 0008",
     "0010": "came together with 0013",
     "0011": "came together with 0013",
+    "0012": "came together with 0013",
 }
 KEPT = sorted(file.stem for file in RELEASES.glob("*.zip"))
 
