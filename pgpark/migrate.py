@@ -27,6 +27,21 @@ REQUIRED_PGMQ = "1.5.0"
 _LOCK = 1885826929
 _CLOSE = "do $$ begin perform pgpark._close(); end $$;"
 _RECORD = "do $$ begin perform pgpark._record_blueprint(); end $$;"
+# Its licence asks that this goes with each copy (the text: NOTICE).
+_COPYRIGHT_OF_PGMQ = """--
+-- pgmq: Copyright (c) 2023, Tembo. Permission to use, copy, modify, and distribute this software and its documentation
+-- for any purpose, without fee, and without a written agreement is hereby granted, provided that the above copyright
+-- notice and this paragraph and the following two paragraphs appear in all copies.
+--
+-- IN NO EVENT SHALL TEMBO BE LIABLE TO ANY PARTY FOR DIRECT, INDIRECT, SPECIAL, INCIDENTAL, OR CONSEQUENTIAL DAMAGES,
+-- INCLUDING LOST PROFITS, ARISING OUT OF THE USE OF THIS SOFTWARE AND ITS DOCUMENTATION, EVEN IF TEMBO HAS BEEN ADVISED
+-- OF THE POSSIBILITY OF SUCH DAMAGE.
+--
+-- TEMBO SPECIFICALLY DISCLAIMS ANY WARRANTIES, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED WARRANTIES OF
+-- MERCHANTABILITY AND FITNESS FOR A PARTICULAR PURPOSE. THE SOFTWARE PROVIDED HEREUNDER IS ON AN "AS IS" BASIS, AND
+-- TEMBO HAS NO OBLIGATIONS TO PROVIDE MAINTENANCE, SUPPORT, UPDATES, ENHANCEMENTS, OR MODIFICATIONS.
+--
+"""
 _HELPER = re.compile(r"^create or replace function pgpark\.(_\w+)", re.MULTILINE)
 
 
@@ -123,6 +138,7 @@ def script() -> str:
     parts = [
         "-- pgpark, for PostgreSQL 14 or newer. For a database without it: psql -1 -v ON_ERROR_STOP=1 -f FILE\n"
         f"-- Carries pgmq {get_embedded_sql_version()} for servers that do not offer the extension.\n"
+        f"{_COPYRIGHT_OF_PGMQ}"
         "set client_min_messages = warning;\n",
         pgmq_script(),
         _read("ledger.sql"),
