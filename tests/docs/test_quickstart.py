@@ -17,7 +17,7 @@ import pytest
 from tests.docs.markdown import ROOT, blocks
 
 PAGE = "docs/quickstart.md"
-_SECS = 120
+_SECS = 300
 _SHOWN = "--- after block"
 
 
