@@ -7,6 +7,7 @@ the description, which returns the result on a `Pool` and a coroutine of it on a
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, TypeAlias, TypeVar, overload
 
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from typing_extensions import ParamSpec
 
+from pgpark import telemetry
 from pgpark.calls import Call
 from pgpark.errors import BadInputError, BadResultError, one_line
 from pgpark.models import Message, Submitted
@@ -139,7 +141,7 @@ class Submit(Generic[P]):
         def describe(payload: Any, *args: P.args, **kwargs: P.kwargs) -> Call[Submitted]:
             return self._describe(pool.name, pool.types.encode(payload), *args, **kwargs)
 
-        return _method(pool, self._describe, describe)
+        return _traced(pool, self._describe, describe)
 
 
 class SubmitMany(Generic[P, T]):
@@ -164,7 +166,7 @@ class SubmitMany(Generic[P, T]):
         def describe(tasks: Iterable[Mapping[str, Any]], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
             return self._describe(pool.name, pool.types.encode_all(tasks), *args, **kwargs)
 
-        return _method(pool, self._describe, describe)
+        return _traced(pool, self._describe, describe)
 
 
 class Fetch(Generic[P]):
@@ -195,5 +197,19 @@ def _method(pool: BasePool[Any, Any], named: Callable[..., Any], describe: Calla
     @functools.wraps(named)
     def method(*args: Any, **kwargs: Any) -> Any:
         return pool.run(describe(*args, **kwargs))
+
+    return method
+
+
+def _traced(pool: BasePool[Any, Any], named: Callable[..., Any], describe: Callable[..., Call[Any]]) -> Any:
+    """The same for a submit, whose tasks belong to the trace that is active."""
+
+    @functools.wraps(named)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        call = describe(*args, **kwargs)
+        if (tracing := telemetry.tracer()) is None:
+            return pool.run(call)
+        submit = telemetry.submit_async if inspect.iscoroutinefunction(pool.run) else telemetry.submit
+        return submit(pool, tracing, call)
 
     return method

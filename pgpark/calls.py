@@ -41,6 +41,7 @@ from pgpark.models import (
     TaskStatus,
     Token,
     TokenScope,
+    Trace,
 )
 
 T = TypeVar("T")
@@ -128,6 +129,26 @@ def submit(
     )
 
 
+def within_trace(call: Call[T], traceparent: str, tracestate: str | None = None) -> Call[T]:
+    """A submit whose tasks carry this W3C trace context. It is set before the function is called, since its first
+    argument waits for that, and holds until the transaction ends."""
+    first = sql.SQL(
+        "case when set_config('pgpark.traceparent', cast({} as text), true) is not null"
+        " and set_config('pgpark.tracestate', cast({} as text), true) is not null then cast({} as text) end"
+    ).format(*map(sql.Placeholder, ("traceparent", "tracestate", "pool")))
+    carried = {"traceparent": traceparent, "tracestate": tracestate or ""}
+    return Call(_replaced(call.statement, sql.Placeholder("pool"), first), {**call.parameters, **carried}, call.read)
+
+
+def _replaced(statement: sql.Composed, part: sql.Composable, by: sql.Composable) -> sql.Composed:
+    return sql.Composed(
+        [
+            by if each == part else _replaced(each, part, by) if isinstance(each, sql.Composed) else each
+            for each in statement
+        ]
+    )
+
+
 def submit_many(pool: str, tasks: Iterable[Mapping[str, Any]]) -> Call[list[Submitted]]:
     """Submits many tasks, each a mapping with the arguments of `submit` as keys; one row each, in order."""
     return _call("park_submit_many", _many(Submitted), pool=pool, tasks=Jsonb(list(tasks)))
@@ -181,6 +202,11 @@ def emit_many(emissions: Sequence[Mapping[str, Any]]) -> Call[list[Finished]]:
 def parts(task_id: int, after: int = 0, max_parts: int = 1000) -> Call[list[Part]]:
     """What a task has emitted with a number greater than `after`, in order."""
     return _call("park_parts", _many(Part), task_id=task_id, after=after, max_parts=max_parts)
+
+
+def traces(task_ids: Sequence[int]) -> Call[list[Trace]]:
+    """The trace contexts of these live tasks; no row for one without."""
+    return _call("park_traces", _many(Trace), task_ids=list(task_ids))
 
 
 def heartbeat(pool: str, worker: str, task_ids: Sequence[int]) -> Call[list[int]]:

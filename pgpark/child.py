@@ -15,6 +15,7 @@ import sys
 import threading
 from typing import Any
 
+from pgpark import logs, telemetry
 from pgpark.errors import BadInputError, one_line
 from pgpark.executors import FunctionExecutor, HandlerError, TaskContext, load_handler
 from pgpark.frames import (
@@ -32,7 +33,6 @@ from pgpark.frames import (
     framed,
 )
 from pgpark.hands import named, result_json, shortened
-from pgpark.logs import start_logging
 from pgpark.loops import end_with_forks
 from pgpark.models import ClaimedRow, PartKind
 from pgpark.parts import PartBuffer, checked
@@ -140,18 +140,20 @@ class _Child:
         elif kind == TASK:
             self._outbox = _Outbox(self._line)
             self._context = TaskContext(said["pool"], ClaimedRow(**said["task"]), self._outbox)
-            self._loop.call_soon_threadsafe(self._start, self._context)
+            self._loop.call_soon_threadsafe(self._start, self._context, said["trace"])
 
-    def _start(self, context: TaskContext) -> None:
-        self._job = self._loop.create_task(self._do(context))
+    def _start(self, context: TaskContext, trace: telemetry.Carrier) -> None:
+        self._job = self._loop.create_task(self._do(context, trace))
 
     def _stop(self) -> None:
         if self._executor.stoppable and self._job is not None:
             self._job.cancel()
 
-    async def _do(self, context: TaskContext) -> None:
+    async def _do(self, context: TaskContext, trace: telemetry.Carrier) -> None:
+        logs.about_task(context.task_id, context.attempt, context.pool)
         try:
-            said = framed(RESULT, result_json(await self._executor.run(context)))
+            with telemetry.attached(trace):
+                said = framed(RESULT, result_json(await self._executor.run(context)))
         except asyncio.CancelledError:
             said = frame(CANCELLED)
         except BaseException as error:  # SystemExit too, and whatever a library derives from BaseException
@@ -161,16 +163,19 @@ class _Child:
             self._line.say_last(said)
         except OSError:  # the worker has gone, or the handler has closed what is not its own
             os._exit(1)
+        if trace:  # this process may be killed at any time now
+            await asyncio.to_thread(telemetry.flush)
 
 
 def main() -> None:
-    """Arguments: a descriptor, the level of the log, the process id of the worker, MODULE:FUNCTION."""
-    descriptor, level, worker, path = sys.argv[1:]
+    """Arguments: a descriptor, how to log, the process id of the worker, MODULE:FUNCTION."""
+    descriptor, logging_, worker, path = sys.argv[1:]
     _end_with(int(worker))
     _leave_signals_to_the_worker()
-    start_logging(int(level))
+    logs.start_like(logging_)
     line = _Line(socket.socket(fileno=int(descriptor)))
     try:
+        telemetry.configure()
         executor = FunctionExecutor(load_handler(path))
     except BadInputError as error:
         line.say(frame(BROKEN, one_line(error)))

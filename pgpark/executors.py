@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import importlib
 import inspect
 import json
@@ -26,6 +27,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from pgpark import telemetry
 from pgpark.errors import BadInputError, one_line
 from pgpark.models import Claimed, ClaimedRow
 from pgpark.parts import PartBuffer, PartPipe
@@ -178,6 +180,7 @@ class CommandExecutor:
     of standard error. When the program has ended, so do the processes that it left behind in its group.
     Its environment has PGPARK_TASK_ID, _ATTEMPT, _POOL, _UNITS and _TENANT, and of the worker's own what says where
     things are, how to write and which devices to use, and what `environment` names. All else may be a secret.
+    Where the worker traces, TRACEPARENT and TRACESTATE are its trace context.
     PGPARK_PARTS_FD is the number of a file descriptor on which it may emit while it runs, a line each:
     {"content": "a token"} or {"kind": "progress", "content": {"value": 0.5}}.
     """
@@ -304,7 +307,8 @@ async def _in_thread(handler: Callable[..., Any], arguments: tuple[Any, ...], na
         with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has gone
             loop.call_soon_threadsafe(settle, succeeded, value)
 
-    threading.Thread(target=body, name=name, daemon=True).start()
+    within = contextvars.copy_context()  # what is logged there belongs to the task, and so do spans
+    threading.Thread(target=within.run, args=(body,), name=name, daemon=True).start()
     succeeded, value = await done
     if succeeded:
         return value
@@ -330,6 +334,7 @@ def _environment(context: TaskContext, named: frozenset[str]) -> dict[str, str]:
         "PGPARK_POOL": context.pool,
         "PGPARK_UNITS": str(task.units),
         "PGPARK_TENANT": task.tenant or "",
+        **{name.upper(): value for name, value in telemetry.carrier().items()},
     }
 
 

@@ -21,7 +21,7 @@ _REASON_KEPT = 2000
 class Run:
     """A task in the hands of this worker. outcome: an element of park_finish_many as JSON, once there is one."""
 
-    __slots__ = ("asked_to_stop", "attempt", "completed", "context", "job", "outcome", "task_id", "writing")
+    __slots__ = ("asked_to_stop", "attempt", "completed", "context", "job", "outcome", "reason", "task_id", "writing")
 
     def __init__(self, task_id: int, attempt: int, context: TaskContext) -> None:
         self.task_id = task_id
@@ -29,6 +29,7 @@ class Run:
         self.context = context
         self.job: asyncio.Task[None] | None = None
         self.outcome: bytes | None = None
+        self.reason: str | None = None  # why it failed
         self.completed = False
         self.asked_to_stop = False
         self.writing = False  # its outcome is on its way
@@ -46,6 +47,7 @@ class Run:
         """The attempt has failed, for a reason that `shortened` has made. Without one the database gives its own:
         cancelled, or run_timeout."""
         self.completed = False
+        self.reason = reason
         outcome = {"task_id": self.task_id, "attempt": self.attempt, "status": "failed"}
         self.outcome = json.dumps(outcome if reason is None else outcome | {"reason": reason}).encode()
 

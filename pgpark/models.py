@@ -69,6 +69,14 @@ class ClaimedRow(NamedTuple):
     created_at: datetime
 
 
+class Trace(Row):
+    """The W3C trace context that a task was submitted with."""
+
+    task_id: int
+    traceparent: str
+    tracestate: str | None
+
+
 class Finished(Row):
     """Whether an outcome, or an emission, was accepted; False means that the attempt was fenced off."""
 

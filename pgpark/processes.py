@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ import subprocess
 import sys
 from typing import Any
 
+from pgpark import logs, telemetry
 from pgpark.errors import BadInputError
 from pgpark.executors import HandlerError, TaskContext
 from pgpark.frames import BROKEN, CANCELLED, FAILURE, HEADER, NO_MORE, PART, READY, RESULT, STOP, TASK, frame
@@ -96,7 +96,7 @@ class _Process:
                     "-c",
                     _MAIN.format(path=sys.path),
                     str(theirs.fileno()),
-                    str(_level()),
+                    logs.settings(),
                     str(os.getpid()),
                     path,
                 ],
@@ -151,7 +151,8 @@ class _Process:
             if context.stopping:
                 self.idle = True
                 raise asyncio.CancelledError
-        await self._say(frame(TASK, {"pool": context.pool, "task": context.claimed_row()}))
+        task = {"pool": context.pool, "task": context.claimed_row(), "trace": telemetry.carrier()}
+        await self._say(frame(TASK, task))
         while True:
             kind, said = await self._hear()
             if kind == PART:
@@ -220,10 +221,6 @@ class _Process:
         """Waits until a process that was killed has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in a driver
             self._popen.wait(_END_SECS)
-
-
-def _level() -> int:
-    return logging.getLogger().getEffectiveLevel()
 
 
 def _death(code: int) -> str:

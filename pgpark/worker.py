@@ -23,7 +23,7 @@ from typing import Any
 
 import psycopg
 
-from pgpark import calls, silence
+from pgpark import calls, logs, silence, telemetry
 from pgpark.bell import FIRST, SECOND, Bell
 from pgpark.clock import Clock
 from pgpark.database import connect, connect_async, require_migrated
@@ -92,6 +92,7 @@ class Worker:
         self._given_up = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._pids: dict[int, int] = {}  # of the server, by lane
+        self._traced: telemetry.Attempts | None = None
 
     def run(self) -> bool:
         """Works until SIGTERM, SIGINT or SIGHUP; call from the main thread. Raises the errors of `serve`.
@@ -118,6 +119,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._check)
         settings = self._settings
+        self._traced = telemetry.attempts(settings.pool, settings.name)
         callbacks = NotifierThread(
             NotifierSettings(settings.dsn, settings.pool, listen=settings.listen, poll_secs=settings.poll_secs)
         )
@@ -278,8 +280,9 @@ class Worker:
             if with_parts := [run.context for run in writing if run.context.parts.holds]:
                 await self._flusher.flush(lane, with_parts)
             claimed = await self._exchange(lane, writing, slots)
+            traces = await self._traced.traces(lane, claimed) if self._traced and claimed else {}
             for row in claimed:
-                self._start(row)
+                self._start(row, traces.get(row.task_id, {}))
             if len(claimed) == slots:  # there may be more; and where none were claimed, units may be free now
                 self._hungry = True
             if writing or claimed:
@@ -323,7 +326,8 @@ class Worker:
         for run, ours in zip(written, accepted, strict=True):
             self._hands.let_go(run)
             if not ours:
-                log.warning("task %d: its outcome came too late, the task was no longer ours", run.task_id)
+                text = "task %d: its outcome came too late, the task was no longer ours"
+                log.warning(text, run.task_id, extra=logs.fields(run.task_id, run.attempt))
 
     async def _release_all(self, lane: Lane) -> None:
         """Gives back what is still running, after a moment for handlers to unwind."""
@@ -340,7 +344,7 @@ class Worker:
             run.context.parts.discard()
             await lane.run(calls.release(run.task_id, run.attempt))
             self._hands.let_go(run)
-            log.info("task %d: released", run.task_id)
+            log.info("task %d: released", run.task_id, extra=logs.fields(run.task_id, run.attempt))
         await self._write_rest(lane)
 
     async def _write_rest(self, lane: Lane) -> None:
@@ -377,15 +381,21 @@ class Worker:
 
     # -- the running ---------------------------------------------------------------------------------------------
 
-    def _start(self, row: ClaimedRow) -> None:
+    def _start(self, row: ClaimedRow, trace: telemetry.Carrier) -> None:
         if (earlier := self._hands.get(row.task_id)) is not None:  # lost while we were cut off, and ours again
             self._ask_to_stop(earlier)
             earlier.context.parts.discard()
         run = Run(row.task_id, row.attempt, TaskContext(self._settings.pool, row, PartBuffer(self._flusher.announce)))
         self._hands.hold(run)
-        run.job = asyncio.create_task(self._do(run))
+        run.job = asyncio.create_task(self._do(run, row, trace))
 
-    async def _do(self, run: Run) -> None:
+    async def _do(self, run: Run, row: ClaimedRow, trace: telemetry.Carrier) -> None:
+        """Runs one task, and says in logs and traces that it does."""
+        logs.about_task(run.task_id, run.attempt, self._settings.pool)
+        with self._traced.span(run, row, trace) if self._traced else contextlib.nullcontext():
+            await self._attempt(run)
+
+    async def _attempt(self, run: Run) -> None:
         """Runs one task and leaves its outcome to be written."""
         try:
             run.complete(result_json(await self._executor.run(run.context)))
@@ -396,6 +406,8 @@ class Worker:
         except BaseException as error:  # SystemExit too, and whatever a library derives from BaseException
             reason = shortened(one_line(error) if isinstance(error, HandlerError) else named(error))
             run.fail(reason)
+            if self._traced:
+                self._traced.failed(error)
             log.warning("task %d, attempt %d: %s", run.task_id, run.attempt, reason)
             log.debug("task %d", run.task_id, exc_info=error)
         if log.isEnabledFor(logging.DEBUG):
@@ -408,7 +420,7 @@ class Worker:
         """Stops attempts, by task id, that were cancelled, ran out of time, or went to another worker."""
         for run in self._hands.without_outcome(attempts):
             if not run.asked_to_stop:
-                log.info("task %d: asked to stop", run.task_id)
+                log.info("task %d: asked to stop", run.task_id, extra=logs.fields(run.task_id, run.attempt))
             self._ask_to_stop(run)
 
     def _ask_to_stop(self, run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import re
 import signal
@@ -194,3 +195,32 @@ def takes_nothing() -> None:
 
 
 not_a_function = 5
+
+
+def _active() -> dict[str, str]:
+    from opentelemetry import trace
+
+    context = trace.get_current_span().get_span_context()
+    return {"trace": trace.format_trace_id(context.trace_id), "span": trace.format_span_id(context.span_id)}
+
+
+async def active_span(_payload: Any) -> dict[str, str]:
+    await asyncio.sleep(0)
+    return _active()
+
+
+def active_span_in_thread(_payload: Any) -> dict[str, str]:
+    return _active()
+
+
+def own_span(_payload: Any) -> None:
+    from opentelemetry import trace
+
+    with trace.get_tracer("mine").start_as_current_span("mine"):
+        pass
+
+
+def logs_and_fails(_payload: Any) -> None:
+    log = logging.getLogger("mine")
+    log.warning("at it", extra={"step": 2, "odd": object(), "nan": float("nan")})
+    raise ValueError("no more")

@@ -159,6 +159,11 @@ def poll_options(command: F) -> F:
     return poll(secs(command))
 
 
+def log_json_option(command: F) -> F:
+    """Adds --log-json to a command that logs."""
+    return click.option("--log-json", is_flag=True, help="Log a JSON object a line.")(command)
+
+
 def seconds_between_looks(poll: bool, poll_secs: float | None) -> float:
     """What these options say, or their defaults."""
     return poll_secs or (_POLL_SECS_WITHOUT_LISTEN if poll else _POLL_SECS_AS_BACKSTOP)

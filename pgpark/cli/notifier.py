@@ -10,6 +10,7 @@ from pgpark import calls
 from pgpark.cli.common import (
     Settings,
     database_options,
+    log_json_option,
     messages,
     poll_options,
     print_json,
@@ -36,15 +37,22 @@ def notifier() -> None:
 )
 @poll_options
 @click.option("-v", "--verbose", is_flag=True, help="Log each delivery.")
+@log_json_option
 @database_options
 def run_(
-    settings: Settings, pool: str | None, concurrency: int, poll: bool, poll_secs: float | None, verbose: bool
+    settings: Settings,
+    pool: str | None,
+    concurrency: int,
+    poll: bool,
+    poll_secs: float | None,
+    verbose: bool,
+    log_json: bool,
 ) -> None:
     """Deliver callbacks until SIGTERM or SIGINT; a second one does not wait for deliveries that are under way.
 
     Workers do this too for their own pool. Any number may run at once.
     """
-    start_logging(logging.DEBUG if verbose else logging.INFO)
+    start_logging(logging.DEBUG if verbose else logging.INFO, log_json, **({} if pool is None else {"pool": pool}))
     with settings.database() as dsn:
         Notifier(
             NotifierSettings(

@@ -9,12 +9,13 @@ import os
 import click
 from click.core import ParameterSource
 
-from pgpark import calls
+from pgpark import calls, telemetry
 from pgpark.cli.common import (
     MOST_UNITS,
     Seconds,
     Settings,
     database_options,
+    log_json_option,
     poll_options,
     print_rows,
     seconds_between_looks,
@@ -76,6 +77,7 @@ from pgpark.worker import Worker, WorkerSettings, default_name
     help="Deliver callbacks too, if the pool has a notifier (default: yes; see pgpark notifier run).",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log each task, and the tracebacks of handlers that fail.")
+@log_json_option
 @database_options
 def worker(
     settings: Settings,
@@ -92,9 +94,12 @@ def worker(
     grace: float,
     notifier: bool,
     verbose: bool,
+    log_json: bool,
 ) -> None:
     """Run the tasks of a POOL until SIGTERM or SIGINT."""
-    start_logging(logging.DEBUG if verbose else logging.INFO)
+    name = name or default_name()
+    start_logging(logging.DEBUG if verbose else logging.INFO, log_json, pool=pool, worker=name)
+    telemetry.configure()
     if processes is not None:
         if click.get_current_context().get_parameter_source("concurrency") is not ParameterSource.DEFAULT:
             raise click.UsageError("--processes says how many tasks run at once; leave out --concurrency")
@@ -106,7 +111,7 @@ def worker(
             WorkerSettings(
                 dsn=dsn,
                 pool=pool,
-                name=name or default_name(),
+                name=name,
                 units=units,
                 concurrency=concurrency,
                 listen=not poll,
@@ -117,6 +122,7 @@ def worker(
             executor,
         ).run()
     if not clean:  # a handler that cannot be stopped; its task is released, so it must not go on
+        telemetry.flush()
         logging.shutdown()
         os._exit(0)
 

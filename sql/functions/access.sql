@@ -105,6 +105,7 @@ as $$
     ('park_follow',          array['producer']),
     ('park_enter',           array['producer', 'reader', 'worker']),
     ('park_admit',           array['producer', 'reader', 'worker']),
+    ('park_traces',          array['worker']),
     ('park_callbacks',       array['worker']),
     ('park_callback_done',   array['worker']),
     ('park_callbacks_due',   array['reader', 'worker']),

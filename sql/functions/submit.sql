@@ -65,7 +65,8 @@ comment on function pgpark.park_submit is
 deadline: by when it must have started (default: the pool''s default_timeout_secs from now, or from run_at).
 run_at: not before this time. tenant, user_id, session_id: the address of its outcome in the mailbox.
 idempotency_key: a second submit of the same tenant with the same key gets the first task, as long as its outcome is
-kept.
+kept. The settings pgpark.traceparent and pgpark.tracestate of the session or transaction, if they are a W3C trace context,
+are kept with the task for its worker: set_config(''pgpark.traceparent'', ''00-...'', true).
 Returns one row: task_id (null if refused), accepted, status (parked, delayed, rejected; the present status of the
 first task for a duplicate) and reason (queue_full, deadline_expired, too_large: more units than the pool could ever give,
 payload_too_large, pool_closed, duplicate).
@@ -340,6 +341,7 @@ declare
   now_ timestamptz;
   due timestamptz;
   delayed boolean;
+  messages jsonb[];
 begin
   perform pg_current_xact_id();  -- before the number is taken, and the time is read: functions/_front.sql
   now_ := pgpark._now();
@@ -354,9 +356,13 @@ begin
     return;
   end if;
   draft.task_id := nextval('pgpark.task_task_id_seq');
+  messages := array[pgpark._message(lot, draft, due, now_)];
+  if current_setting('pgpark.traceparent', true) <> '' then
+    messages := pgpark._with_trace(messages);
+  end if;
   insert into task (task_id, pool_id, msg_id, state, priority, units, tenant, user_id, session_id, deadline, run_at,
                     created_at)
-  values (draft.task_id, lot.pool_id, (pgpark._send(lot, array[pgpark._message(lot, draft, due, now_)]))[1],
+  values (draft.task_id, lot.pool_id, (pgpark._send(lot, messages))[1],
           case when delayed then 'delayed' else 'parked' end, pgpark._priority_level(draft.priority), draft.units,
           draft.tenant, draft.user_id, draft.session_id, due, case when delayed then draft.run_at end, now_);
   if lot.audit then
@@ -492,14 +498,18 @@ set search_path = pgpark, pg_temp
 as $$
 #variable_conflict use_column
 declare
+  messages jsonb[];
   msg_ids bigint[];
   tags double precision[];
 begin
-  msg_ids := pgpark._send(
-    lot,
-    array(select pgpark._message(lot, d.draft, due[d.nth], now_)
-          from (select d as draft, row_number() over () as nth from unnest(drafts) d) d
-          order by d.nth));
+  messages := array(
+    select pgpark._message(lot, d.draft, due[d.nth], now_)
+    from (select d as draft, row_number() over () as nth from unnest(drafts) d) d
+    order by d.nth);
+  if current_setting('pgpark.traceparent', true) <> '' then
+    messages := pgpark._with_trace(messages);
+  end if;
+  msg_ids := pgpark._send(lot, messages);
 
   if lot.fairness = 'tenant' then
     perform pgpark._lock_tenants(lot.pool_id, array(select coalesce(d.tenant, '') from unnest(drafts) d));

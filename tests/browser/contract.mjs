@@ -498,6 +498,17 @@ test("max_payload_kb: a larger payload is refused, a larger result fails the tas
   assert.match(outcome.reason, /^result too large: 2 KiB, the pool takes 1/);
 });
 
+test("park_traces: the trace context that a task was submitted with", async () => {
+  await pool("traced");
+  const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+  await db.exec(`set pgpark.traceparent = '${traceparent}'`);
+  const id = await parked("traced");
+  await db.exec("reset pgpark.traceparent");
+  const without = await parked("traced");
+  const rows = await call("park_traces", { task_ids: [id, without] });
+  assert.deepEqual(rows, [{ task_id: id, traceparent, tracestate: null }]);
+});
+
 test("park_audit: what happened to a task, from the partition of its day", async () => {
   await pool("told", { audit: true });
   const id = await parked("told", { tenant: "a" });
