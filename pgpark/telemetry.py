@@ -140,6 +140,12 @@ def _carrying(call: calls.Call[T]) -> calls.Call[T]:
     return calls.within_trace(call, carried["traceparent"], carried.get("tracestate")) if carried else call
 
 
+def forwarding(call: calls.Call[T], traceparent: str | None, tracestate: str | None) -> calls.Call[T]:
+    """A submit for somebody else, in whose trace it is; in that of this program, if it has one active."""
+    carried = carrier() or ({"traceparent": traceparent, "tracestate": tracestate or ""} if traceparent else {})
+    return calls.within_trace(call, carried["traceparent"], carried.get("tracestate")) if carried else call
+
+
 def _note_answer(span: Span, answer: Any) -> None:
     rows: Sequence[Any] = answer if isinstance(answer, list) else [answer]
     if isinstance(answer, list):

@@ -6,7 +6,7 @@ import logging
 
 import click
 
-from pgpark.cli.common import Seconds, Settings, database_options
+from pgpark.cli.common import Seconds, Settings, database_options, log_json_option
 from pgpark.errors import BadInputError
 from pgpark.logs import start_logging
 
@@ -47,6 +47,7 @@ from pgpark.logs import start_logging
 )
 @click.option("--poll", is_flag=True, help="Do not LISTEN; those who wait look each second (behind PgBouncer).")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@log_json_option
 @database_options
 def serve(
     settings: Settings,
@@ -60,6 +61,7 @@ def serve(
     local_token: bool,
     poll: bool,
     verbose: bool,
+    log_json: bool,
 ) -> None:
     """Serve pgpark over HTTP until SIGTERM or SIGINT; prints the URL of its page.
 
@@ -75,7 +77,7 @@ def serve(
         raise BadInputError(
             f"{error.name} is not installed; pgpark serve needs: pip install 'pgpark[gateway]'"
         ) from None
-    start_logging(logging.DEBUG if verbose else logging.INFO)
+    start_logging(logging.DEBUG if verbose else logging.INFO, log_json)
     with settings.database() as dsn:
         run(
             GatewaySettings(

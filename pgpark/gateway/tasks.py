@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Response
 from psycopg import sql
 from pydantic import BaseModel
 
-from pgpark import calls
+from pgpark import calls, telemetry
 from pgpark.calls import Call
 from pgpark.gateway.caller import Caller, CallerOf, PoolName, Secs, TaskId, json_response
 from pgpark.gateway.connections import keyed
@@ -32,6 +32,8 @@ Key = Annotated[
 ]
 
 
+Traceparent = Annotated[str | None, Header(description="W3C trace context, which goes with the task to its worker.")]
+Tracestate = Annotated[str | None, Header(description="Goes with traceparent.")]
 Reason = Annotated[str, Query(max_length=1000, pattern=TEXT, description="Why, for the outcome.")]
 
 
@@ -49,12 +51,21 @@ class Cancelled(BaseModel):
 
 
 @router.post("/pools/{pool}/tasks", status_code=202, responses=documented(409))
-async def submit(pool: PoolName, task: NewTask, caller: Caller, response: Response, key: Key = None) -> SubmittedTask:
+async def submit(
+    pool: PoolName,
+    task: NewTask,
+    caller: Caller,
+    response: Response,
+    key: Key = None,
+    traceparent: Traceparent = None,
+    tracestate: Tracestate = None,
+) -> SubmittedTask:
     """Submits a task."""
     given = task.model_dump(exclude_unset=True)
     if key is not None and given.setdefault("idempotency_key", key) != key:
         raise GatewayError(400, "bad_request", "Idempotency-Key and idempotency_key are not the same")
-    submitted, position = await caller.call_all(*_and_position(calls.submit(pool, **given)))
+    submitting = telemetry.forwarding(calls.submit(pool, **given), traceparent, tracestate)
+    submitted, position = await caller.call_all(*_and_position(submitting))
     if not submitted.accepted:
         raise refusal(submitted.reason, pool)
     response.headers["Location"] = f"/pools/{pool}/tasks/{submitted.task_id}"
@@ -71,13 +82,21 @@ async def status(pool: PoolName, task_id: TaskId, caller: Caller) -> TaskStatus:
 
 
 @router.post("/pools/{pool}/tasks:batch", status_code=202, responses=documented(409))
-async def submit_many(pool: PoolName, tasks: NewTasks, caller: Caller, key: Key = None) -> SubmittedTasks:
+async def submit_many(
+    pool: PoolName,
+    tasks: NewTasks,
+    caller: Caller,
+    key: Key = None,
+    traceparent: Traceparent = None,
+    tracestate: Tracestate = None,
+) -> SubmittedTasks:
     """Submits several tasks, in one transaction. 202 if any was accepted; which were not, and why, their rows say."""
     elements = [task.model_dump(mode="json", exclude_unset=True) for task in tasks.tasks]
     if key is not None:
         for place, element in enumerate(elements, start=1):
             element.setdefault("idempotency_key", f"{key}/{place}")
-    rows = await caller.call(calls.submit_many(pool, elements))
+    submitting = telemetry.forwarding(calls.submit_many(pool, elements), traceparent, tracestate)
+    rows = await caller.call(submitting)
     if not any(row.accepted for row in rows):
         raise refusal(rows[0].reason, pool)
     return SubmittedTasks(tasks=rows)

@@ -41,3 +41,17 @@ def test_a_request_without_a_token_learns_nothing(db: Database, admin: httpx.Cli
 def test_what_is_open_needs_no_token(admin: httpx.Client) -> None:
     for path in ("/health", "/ready", "/openapi.json"):
         assert httpx.get(f"{admin.base_url}{path}").status_code == 200
+
+
+def test_the_trace_of_a_request_goes_with_its_tasks(db: Database, admin: httpx.Client) -> None:
+    db.pool()
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers = {"traceparent": parent, "tracestate": "a=b"}
+    first = admin.post("/pools/gpu/tasks", json={"payload": 1}, headers=headers).json()["task_id"]
+    batch = {"tasks": [{"payload": 2}]}
+    second = admin.post("/pools/gpu/tasks:batch", json=batch, headers=headers).json()["tasks"][0]["task_id"]
+    odd = {"traceparent": "'; no trace at all"}
+    third = admin.post("/pools/gpu/tasks", json={"payload": 3}, headers=odd).json()["task_id"]
+    without = admin.post("/pools/gpu/tasks", json={"payload": 4}).json()["task_id"]
+    rows = db.rows("select * from pgpark.park_traces(%s) order by 1", [first, second, third, without])
+    assert rows == [{"task_id": task, "traceparent": parent, "tracestate": "a=b"} for task in (first, second)]
