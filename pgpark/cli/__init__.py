@@ -24,6 +24,7 @@ from pgpark.cli.demo import demo
 from pgpark.cli.doctor import doctor
 from pgpark.cli.gpu import gpu
 from pgpark.cli.serve import serve
+from pgpark.cli.top import top
 from pgpark.errors import BadInputError, DatabaseError, PgparkError, one_line, translated
 
 _EPILOG = (
@@ -82,6 +83,7 @@ for _command in (
     show.stats,
     show.explain,
     audit.audit,
+    top,
     notifier.notifier,
     work.worker,
     work.maintain,

@@ -11,11 +11,11 @@ const KINDS = ["completed", "failed", "expired", "dropped"];
 export function drawHistory(rows) {
   byId("history").hidden = !rows || rows.length === 0;
   if (!rows || rows.length === 0) return null;
-  const starts = rows.reduce((sum, row) => sum + (row.starts ?? 0), 0);
+  const starts = rows.reduce((sum, row) => sum + (row.started ?? 0), 0);
   const ended = rows.map((row) => KINDS.map((kind) => row[kind] ?? 0));
   const totals = ended.map((kinds) => kinds.reduce((a, b) => a + b, 0));
-  const waits = rows.map((row) => row.wait_p50 ?? null);
-  const worst = rows.map((row) => row.wait_p95 ?? null);
+  const waits = rows.map((row) => row.wait_p50_secs ?? null);
+  const worst = rows.map((row) => row.wait_p95_secs ?? null);
   const charts = [
     { name: "Ended per minute", now: `${short(totals.reduce((a, b) => a + b, 0))} in the hour, at most ${short(Math.max(...totals))}`, plot: () => bars(ended, Math.max(1, ...totals)) },
     { name: "Wait before the start", now: `median of a minute up to ${span(Math.max(0, ...waits.filter((w) => w !== null)))}`, plot: () => lines([worst, waits], Math.max(0.001, ...worst.concat(waits).filter((w) => w !== null)), ["faint", "strong"]) },
@@ -31,12 +31,12 @@ export function drawHistory(rows) {
 
 /** The median wait of the hour, from those of the minutes, each counted as often as tasks started in it. */
 function median(rows) {
-  const known = rows.filter((row) => row.starts > 0 && row.wait_p50 !== null).sort((a, b) => a.wait_p50 - b.wait_p50);
-  const all = known.reduce((sum, row) => sum + row.starts, 0);
+  const known = rows.filter((row) => row.started > 0 && row.wait_p50_secs !== null).sort((a, b) => a.wait_p50 - b.wait_p50);
+  const all = known.reduce((sum, row) => sum + row.started, 0);
   let seen = 0;
   for (const row of known) {
-    seen += row.starts;
-    if (seen * 2 >= all) return row.wait_p50;
+    seen += row.started;
+    if (seen * 2 >= all) return row.wait_p50_secs;
   }
   return null;
 }

@@ -1,7 +1,7 @@
 // What is around the lot: pools, figures, tenants, failures, workers.
 
 import { byId, element, keep, say } from "./dom.js";
-import { colourOf, counted, number, OUTCOMES, plural, reasonWords, short, span, tenantName, units } from "./words.js";
+import { colourOf, counted, number, OUTCOMES, plural, reasonWords, short, soon, span, tenantName, units } from "./words.js";
 
 const WORDS = { active: "active", paused: "paused", draining: "draining", disabled: "disabled" };
 
@@ -39,7 +39,7 @@ export function drawFigures(lot, latest) {
     lot.own ? null : { name: "free", value: short(free), note: `of ${units(lot.settings.max_units)}`, sign: free === 0 ? "full" : "open" },
     { name: "running", value: counted(lot.running), note: `${short(lot.used_units)} units in use` },
     { name: "parked", value: counted(lot.parked), note: lot.parked.count ? `oldest ${span(oldest)}` : "nothing waits" },
-    lot.delayed.count ? { name: "delayed", value: counted(lot.delayed), note: `next in ${span(lot.delayed.tasks[0]?.due_secs)}` } : null,
+    lot.delayed.count ? { name: "delayed", value: counted(lot.delayed), note: soon(lot.delayed.tasks[0].due_secs) } : null,
     latest ? { name: "started", value: short(latest.starts), note: "in the last hour" } : null,
     latest ? { name: "median wait", value: latest.wait === null ? "–" : span(latest.wait), note: "in the last hour" } : null,
     { name: "not completed", value: number(lot.mailbox.failed) + (lot.mailbox.more ? "+" : ""), note: "in the last hour", bad: lot.mailbox.failed > 0 },

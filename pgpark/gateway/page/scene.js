@@ -2,7 +2,7 @@
 
 import { byId, element, keep, rove, say } from "./dom.js";
 import { baysPerRow, lineStep, park, rows } from "./lot.js";
-import { colourOf, counted, meet, number, OUTCOMES, plural, reasonWords, short, span, tenantName, tiny, units, WHY } from "./words.js";
+import { colourOf, counted, meet, number, OUTCOMES, plural, reasonWords, short, span, tenantName, soon, tiny, units, WHY } from "./words.js";
 
 const LANE_MOST = 40; // parked tasks drawn in a lane; the others are a number
 const LETTERS_MOST = 8;
@@ -81,7 +81,9 @@ function moveCar(node, { task, piece, index, all }, strip) {
   node.setAttribute("aria-label", index ? `another part of ${label}` : label);
   const [name, detail] = node.querySelectorAll("b, i");
   say(name, task.others ? "others" : `#${task.task_id}`);
-  say(detail, `${short(task.units)} u${task.others ? "" : ` · ${tiny(task.secs)}`}`);
+  say(detail, index ? "continued" : `${short(task.units)} u${task.others ? "" : ` · ${tiny(task.secs)}`}`);
+  node.classList.toggle("from", index > 0);
+  node.classList.toggle("onward", index < all.length - 1);
 }
 
 function drawLegend(lot) {
@@ -147,7 +149,7 @@ function drawDelayed(lot, open) {
   keep(box, ["name", "list"], String, (part) => element("div", { class: part === "name" ? "lane-name" : "queue" }));
   const [name, queue] = box.children;
   keep(name, ["delayed", "count"], String, (part) => element(part === "delayed" ? "b" : "span", {}, part));
-  say(name.lastChild, `${counted(delayed)} · next in ${span(delayed.tasks[0].due_secs)}`);
+  say(name.lastChild, `${counted(delayed)} · ${soon(delayed.tasks[0].due_secs)}`);
   keep(queue, delayed.tasks.slice(0, 12), (task) => task.task_id, () => waiting(open), (node, task) => {
     node.task = task;
     node.onclick = () => open(node.task, "delayed");

@@ -33,6 +33,7 @@ export function tiny(secs) {
   return `${Math.round(whole / 86400)}d`;
 }
 
+export const soon = (secs) => (secs <= 0 ? "next at any moment" : `next in ${span(secs)}`);
 export const tenantName = (tenant) => tenant ?? "no tenant";
 export const reasonWords = (reason) => (reason === null || reason === undefined ? "reason not shown" : reason === "" ? "no reason given" : /^[a-z]+(_[a-z]+)+$/.test(reason) ? reason.replaceAll("_", " ") : reason);
 
@@ -87,6 +88,6 @@ export const WHY = {
 export const OUTCOMES = {
   completed: { mark: "✓", word: "completed" },
   failed: { mark: "✕", word: "failed" },
-  expired: { mark: "⏱", word: "expired" },
+  expired: { mark: "!", word: "expired" },
   dropped: { mark: "–", word: "dropped" },
 };
