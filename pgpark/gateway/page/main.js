@@ -55,6 +55,7 @@ function askToken(complaint = "") {
 async function look() {
   clearTimeout(timer);
   if (document.hidden) return;
+  if (api.token.get() === null) return void askToken();
   const mine = round;
   let pause = LOOK_MS;
   try {
@@ -115,7 +116,7 @@ function troubled(error) {
   if (error.status === 401) {
     api.token.forget();
     begin();
-    askToken(error.message === "no token" ? "" : "This token is not known here. It may have been revoked, or have expired.");
+    askToken("This token is not known here. It may have been revoked, or have expired.");
     return null;
   }
   seen.failures += 1;

@@ -108,7 +108,7 @@ function drawLanes(lot, open) {
     const tasks = lane.tasks.slice(0, LANE_MOST);
     const unseen = lane.count - tasks.length;
     const items = unseen > 0 ? [...tasks, { task_id: "more", unseen, more: lane.more }] : tasks;
-    keep(queue, items, (task) => task.task_id, (task) => (task.unseen ? element("span", { class: "tail" }) : waiting(open)), (carNode, task) => {
+    keep(queue, items, (task) => task.task_id, (task) => (task.unseen ? element("span", { class: "tail" }) : waiting(open, "parked")), (carNode, task) => {
       if (task.unseen) {
         say(carNode, `+${number(task.unseen)}${task.more ? " or more" : ""}`);
         return;
@@ -132,8 +132,8 @@ function drawLanes(lot, open) {
   });
 }
 
-function waiting(open) {
-  const node = element("button", { class: "car parked arriving", type: "button", "data-stop": true, onclick: () => open(node.task, "parked") },
+function waiting(open, kind) {
+  const node = element("button", { class: "car parked arriving", type: "button", "data-stop": true, onclick: () => open(node.task, kind) },
     element("span", { class: "words" }, element("b"), element("i")));
   requestAnimationFrame(() => requestAnimationFrame(() => node.classList.remove("arriving")));
   return node;
@@ -150,10 +150,9 @@ function drawDelayed(lot, open) {
   const [name, queue] = box.children;
   keep(name, ["delayed", "count"], String, (part) => element(part === "delayed" ? "b" : "span", {}, part));
   say(name.lastChild, `${counted(delayed)} · ${soon(delayed.tasks[0].due_secs)}`);
-  keep(queue, delayed.tasks.slice(0, 12), (task) => task.task_id, () => waiting(open), (node, task) => {
+  keep(queue, delayed.tasks.slice(0, 12), (task) => task.task_id, () => waiting(open, "delayed"), (node, task) => {
     node.task = task;
-    node.onclick = () => open(node.task, "delayed");
-    node.className = `car parked delayed`;
+    node.classList.add("delayed");
     node.dataset.task = task.task_id;
     node.dataset.colour = colourOf(task.tenant);
     node.style.setProperty("--share", Math.min(1, task.units / lot.settings.max_units));
