@@ -29,6 +29,7 @@ from pgpark.models import (
     Finished,
     Followed,
     Grant,
+    HistoryStep,
     LlmCapacity,
     Maintained,
     Message,
@@ -325,6 +326,16 @@ def explain(pool: str, max_tasks: int = 20) -> Call[list[Explained]]:
 def lot(pool: str | None = None, max_tasks: int = 100) -> Call[dict[str, Any]]:
     """The picture of one pool, or (None) all in a few numbers: the object that park_lot describes."""
     return _call("park_lot", _value("park_lot"), pool=pool, max_tasks=max_tasks)
+
+
+def history(pool: str | None = None, period_secs: float = 3600, step_secs: float = 60) -> Call[list[HistoryStep]]:
+    """What a pool (None: each) did lately: a row for each step, the oldest first; see park_history."""
+    statement = sql.SQL(
+        "select * from pgpark.park_history(pool => cast(%(pool)s as text),"
+        " period => make_interval(secs => %(period)s), step => make_interval(secs => %(step)s))"
+    ).format()
+    parameters = {"pool": pool, "period": float(period_secs), "step": float(step_secs)}
+    return Call(statement, parameters, _many(HistoryStep))
 
 
 def lot_text(pool: str | None = None, max_tasks: int = 100) -> Call[str]:

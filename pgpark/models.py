@@ -229,6 +229,26 @@ class Maintained(Row):
     due_in_secs: float | None
 
 
+class HistoryStep(Row):
+    """What a pool did in a step of time that began at `at`; waits and runs in seconds, None where there were none."""
+
+    pool: str
+    at: datetime
+    started: int
+    completed: int
+    failed: int
+    expired: int
+    dropped: int
+    retried: int
+    lost: int
+    wait_mean_secs: float | None
+    wait_p50_secs: float | None
+    wait_p95_secs: float | None
+    run_mean_secs: float | None
+    run_p50_secs: float | None
+    run_p95_secs: float | None
+
+
 class Explained(Row):
     """Why a parked or delayed task is not running now."""
 

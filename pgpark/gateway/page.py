@@ -18,7 +18,7 @@ from pgpark import calls
 from pgpark.gateway.caller import Caller, CallerOf, PoolName, TaskId, json_response
 from pgpark.gateway.errors import GatewayError, documented, from_status, unknown_task
 from pgpark.gateway.tasks import refusal
-from pgpark.models import Submitted
+from pgpark.models import HistoryStep, Submitted
 
 router = APIRouter(tags=["page"])
 
@@ -38,6 +38,10 @@ _HEADERS = {
 
 Seen = Annotated[str | None, Header(alias="If-None-Match", include_in_schema=False)]
 MaxTasks = Annotated[int, Query(ge=1, le=1000, description="The longest that a list may be.")]
+
+
+Period = Annotated[int, Query(ge=60, le=172_800, description="Seconds back from now.")]
+Step = Annotated[int, Query(ge=60, le=172_800, multiple_of=60, description="Seconds of a step; whole minutes.")]
 
 
 class Lots(BaseModel):
@@ -67,6 +71,13 @@ class Lot(BaseModel):
     outcomes: dict[str, int] | None
 
 
+class History(BaseModel):
+    """What a pool did lately; see park_history."""
+
+    pool: str
+    steps: list[HistoryStep]
+
+
 @router.get("/lots", response_model=Lots, responses=documented())
 async def lots(caller: Caller) -> Response:
     """Each pool in a few numbers, at the same cost however much waits."""
@@ -77,6 +88,12 @@ async def lots(caller: Caller) -> Response:
 async def lot(pool: PoolName, caller: Caller, max_tasks: MaxTasks = 100) -> Response:
     """All that is drawn of a pool: what runs, what waits and why, and the latest outcomes."""
     return await _picture(caller, pool, max_tasks)
+
+
+@router.get("/pools/{pool}/history", responses=documented())
+async def history(pool: PoolName, caller: Caller, period: Period = 3600, step: Step = 60) -> History:
+    """What the pool did lately, a row for each step, the oldest first: starts, outcomes, waits and runs."""
+    return History(pool=pool, steps=await caller.call(calls.history(pool, period, step)))
 
 
 @router.post("/pools/{pool}/tasks/{task_id}/retry", status_code=202, responses=documented(409))

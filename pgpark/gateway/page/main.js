@@ -101,10 +101,11 @@ async function lookAt(pool, mine) {
   }
 }
 
-/** The last hour; null where this caller is not shown it, or the gateway does not keep it. */
+/** The last hour; null for who sees its own tasks alone: these are numbers of the pool. */
 async function hour(pool) {
+  if (seen.lot.own) return null;
   try {
-    return (await api.history(pool)).rows;
+    return (await api.history(pool)).steps;
   } catch (error) {
     if (error instanceof api.ApiError && [403, 404].includes(error.status)) return null;
     throw error;
