@@ -5,6 +5,7 @@ Without colours everything still reads: segments stand in brackets, and the head
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def pool_picture(lot: Lot, history: Sequence[Mapping[str, Any]] | None, width: i
     """One pool, `width` columns wide; bare: without colours. history: steps of the last hour, oldest first."""
     width = max(width, _NARROWEST)
     colours = _Colours(lot, bare)
-    parts = [_title(lot, bare), _wrapped(_sentence(lot), width), *_bays(lot, width, colours), Text("")]
+    parts = [_one(_title(lot, bare), width), *_wrapped(_sentence(lot), width), *_bays(lot, width, colours), Text("")]
     parts += [_lane(lane, lot, width, colours) for lane in lot["parked"]["lanes"]]
     if lot["delayed"]["count"]:
         parts.append(_delayed(lot, width, colours))
@@ -231,7 +232,7 @@ def _failures(lot: Lot, width: int) -> list[Text]:
     rows = lot["mailbox"]["failures"][:5]
     if not rows:
         return []
-    made = [Text(""), Text("not completed in the last hour", "bold")]
+    made = [Text(""), _one(Text("not completed in the last hour", "bold"), width)]
     for row in rows:
         line = Text(f"{short(row['count'])} x".rjust(6) + " ")
         line.append(row["status"], _OUTCOMES[row["status"]])
@@ -252,7 +253,9 @@ def _workers(lot: Lot, width: int) -> list[Text]:
         )
         made.append(_one(Text(f"{_cut(plain(row['worker']), max(8, width // 3))}  {words}"), width))
     if not rows:
-        made[-1] = Text("no worker has been seen for a minute", "bold red" if lot["parked"]["count"] else "")
+        made[-1] = _one(
+            Text("no worker has been seen for a minute", "bold red" if lot["parked"]["count"] else ""), width
+        )
     return made
 
 
@@ -310,5 +313,5 @@ def _one(line: Text, width: int) -> Text:
     return line
 
 
-def _wrapped(text: str, width: int) -> Text:
-    return Text(_cut(text, width * 2))
+def _wrapped(text: str, width: int) -> list[Text]:
+    return [Text(line) for line in textwrap.wrap(text, width)]

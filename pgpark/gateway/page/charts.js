@@ -18,7 +18,7 @@ export function drawHistory(rows) {
   const worst = rows.map((row) => row.wait_p95_secs ?? null);
   const charts = [
     { name: "Ended per minute", now: `${short(totals.reduce((a, b) => a + b, 0))} in the hour, at most ${short(Math.max(...totals))}`, plot: () => bars(ended, Math.max(1, ...totals)) },
-    { name: "Wait before the start", now: `median of a minute up to ${span(Math.max(0, ...waits.filter((w) => w !== null)))}`, plot: () => lines([worst, waits], Math.max(0.001, ...worst.concat(waits).filter((w) => w !== null)), ["faint", "strong"]) },
+    { name: "Wait before the start", now: `median of a minute up to ${longest(waits)}, 95 of 100 up to ${longest(worst)}`, plot: () => lines([worst, waits], Math.max(0.001, ...worst.concat(waits).filter((w) => w !== null)), ["faint", "strong"]) },
   ];
   const made = charts.map((chart) =>
     element("figure", { class: "chart" },
@@ -28,6 +28,8 @@ export function drawHistory(rows) {
   byId("charts").replaceChildren(...made, key());
   return { starts, wait: median(rows) };
 }
+
+const longest = (waits) => span(Math.max(0, ...waits.filter((wait) => wait !== null)));
 
 /** The median wait of the hour, from those of the minutes, each counted as often as tasks started in it. */
 function median(rows) {
