@@ -102,7 +102,8 @@ def test_the_shell_understands(block: Block) -> None:
 
 def _calls(block: Block) -> Iterator[list[str]]:
     """The words of each call of pgpark in a block, also within $(...)."""
-    for line in block.text.replace("\\\n", " ").splitlines():
+    text = re.sub(r"<<'?(\w+)'?(.*?\n).*?^\1$", r"\2", block.text, flags=re.MULTILINE | re.DOTALL)  # here documents
+    for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.wordchars += "$%{}@^,:+"
         words: list[str] | None = None
