@@ -46,9 +46,10 @@ end
 $$;
 
 comment on function pgpark.park_demand is
-'How many units a pool could use at once: those in use and those of what is parked; delayed tasks ask for nothing yet. For
-autoscalers: divided by the units of a worker it is the number of workers wanted. Exact while no more tasks are parked than four
-times max_units, or 10,000 where that is more, and at most 100,000; beyond, the units of so many. Errors: 42704, 42501.';
+'How many units a pool could use at once: those in use, and those of what is parked or due; delayed tasks ask for nothing
+until their time has come. For autoscalers: divided by the units of a worker it is the number of workers wanted. Exact while
+no more tasks are parked than four times max_units, or 10,000 where that is more, and at most 100,000; beyond, the units of so
+many. Errors: 42704, 42501.';
 
 create or replace function pgpark.park_history(
   pool text default null,
@@ -169,6 +170,8 @@ as $$
 #variable_conflict use_column
 declare
   most int := least(greatest(10000, 4 * lot.max_units::bigint), pgpark._counted());
+  now_ timestamptz := pgpark._now();
+  done timestamptz := (select f.due_to from pgpark._floors(lot.pool_id) f);
 begin
   return pgpark._used_units(lot.pool_id) + (
     select coalesce(sum(c.units), 0)::bigint
@@ -189,6 +192,15 @@ begin
        limit most)
       union all
       (select t.units from task t where t.pool_id = lot.pool_id and t.state = 'parked' and t.lane is not null limit most)
+      union all
+      (select t.units  -- due, but there is no worker that would park them
+       from task t
+       where t.pool_id = lot.pool_id
+         and t.state = 'delayed'
+         and t.run_at > done
+         and t.run_at <= now_
+       order by t.run_at
+       limit most)
       limit most
     ) c);
 end
