@@ -5,6 +5,7 @@ An embedded server, an hour of work by a clock that runs ahead, a gateway, and C
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +13,11 @@ from pathlib import Path
 import psycopg
 from playwright.sync_api import Browser
 from psycopg.rows import dict_row
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
 
+from pgpark import calls
+from pgpark.cli.picture import pool_picture
 from pgpark.embedded import EmbeddedServer
 from pgpark.gateway.settings import GatewaySettings
 from pgpark.migrate import migrate
@@ -34,6 +39,7 @@ def main() -> None:
         gateway = Gateway(db, GatewaySettings(dsn))
         with a_browser() as browser:
             shoot(browser, gateway, folder)
+            shoot_terminal(browser, db, folder)
         gateway.close()
         db.close()
 
@@ -66,16 +72,36 @@ def shoot(browser: Browser, gateway: Gateway, folder: Path) -> None:
     shots = {
         "page-light.png": ({"width": 1360, "height": 1000}, "light"),
         "page-dark.png": ({"width": 1360, "height": 1000}, "dark"),
-        "page-phone.png": ({"width": 360, "height": 1500}, "light"),
+        "page-phone.png": ({"width": 360, "height": 1420}, "light"),
     }
     for name, (viewport, scheme) in shots.items():
         context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
         page = context.new_page()
         page.goto(f"{gateway.url}/#pool=gpu&token={secret}")
         page.wait_for_selector("#lot .car")
+        page.wait_for_selector("#charts svg")
         page.wait_for_timeout(500)
-        page.screenshot(path=folder / name, full_page=True)
+        page.screenshot(path=folder / name, full_page=viewport["width"] > 360)
         context.close()
+
+
+def shoot_terminal(browser: Browser, db: Database, folder: Path) -> None:
+    """`pgpark top` as a terminal of 100 columns shows it."""
+    console = Console(
+        record=True, width=100, file=io.StringIO(), color_system="truecolor", force_terminal=True, highlight=False
+    )
+    lot = calls.run_on(db.connection, calls.lot("gpu", 200))
+    history = [step.model_dump() for step in calls.run_on(db.connection, calls.history("gpu"))]
+    console.print(pool_picture(lot, history, 100))
+    html = console.export_html(inline_styles=True, theme=MONOKAI, code_format=_HTML)
+    page = browser.new_page(viewport={"width": 900, "height": 300})
+    page.set_content(html)
+    page.locator("pre").screenshot(path=folder / "top.png")
+    page.close()
+
+
+_HTML = """<style>pre {{ display: inline-block; margin: 0; padding: 18px 20px; background: #0c0f14; color: #d9dee6;
+font: 14px/1.3 "DejaVu Sans Mono", monospace }}</style><pre>{code}</pre>"""
 
 
 if __name__ == "__main__":

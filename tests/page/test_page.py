@@ -35,6 +35,7 @@ def test_a_task_parks_runs_in_a_car_as_wide_as_its_units_and_lands_in_the_mailbo
     head = db.parked(payload="head", units=4, priority="low")
     expect(page.locator(f".lane.normal .car[data-task='{wide}']")).to_be_visible()
     expect(page.locator("#sentence")).to_contain_text("3 wait: no worker has been seen")
+    expect(page.locator("#charts svg")).to_have_count(2)
 
     workplace = workplaces()
     expect(page.locator(f"#lot .car[data-task='{wide}']")).to_be_visible()
@@ -281,7 +282,7 @@ def test_what_a_token_may_not_see_is_said(db: Database, visit: Visit) -> None:
     db.pool("cpu")
     page = visit("reader", scope={"pools": ["cpu"]}, expected=("403",))
     expect(page.locator("#banner")).to_contain_text("This token may not see that")
-    page.goto(page.url.split("#")[0] + "#pool=cpu")
+    page.get_by_role("link", name="cpu").click()
     expect(page.locator("#pool-name")).to_have_text("cpu")
 
 

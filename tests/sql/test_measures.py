@@ -51,7 +51,9 @@ def test_counts_are_those_of_what_happened_however_they_are_folded(db: Database)
     now = 0.0
     before: dict[str, float] = {}
     for _ in range(250):
-        step = choose.choice(["submit", "submit", "claim", "finish", "finish", "fail", "release", "cancel", "time", "fold", "lapse"])
+        step = choose.choice(
+            ["submit", "submit", "claim", "finish", "finish", "fail", "release", "cancel", "time", "fold", "lapse"]
+        )
         if step == "submit":
             task = db.parked(units=choose.randint(1, 4))
             since[task] = now

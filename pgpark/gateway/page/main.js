@@ -125,11 +125,11 @@ function troubled(error) {
   if (error.status === 403) {
     banner(`This token may not see that: ${error.message}. ${error.hint}`, true);
     connection("out", "not allowed");
-    byId("main").hidden = true;
+    showNoPool();
   } else if (error.status === 404) {
     banner(`${error.message}. ${error.hint}`, true);
     connection("out", "no such pool");
-    byId("main").hidden = true;
+    showNoPool();
     due.lots = 0;
   } else if (error.status === 429) {
     connection("slow", `slowed down for ${span(pause / 1000)}`);
@@ -140,6 +140,14 @@ function troubled(error) {
     document.body.classList.add("stale");
   }
   return pause;
+}
+
+/** The pool that was asked for is not shown; the others can be chosen. */
+function showNoPool() {
+  byId("main").hidden = byId("sign-in").hidden = true;
+  byId("sign-out").hidden = false;
+  seen.lot = null;
+  drawPools(seen.lots, null);
 }
 
 function connection(kind, words) {

@@ -8,7 +8,7 @@ const WORDS = { active: "active", paused: "paused", draining: "draining", disabl
 /** A small lot for each pool; the one that is open is marked. */
 export function drawPools(lots, current) {
   const nav = byId("pools");
-  nav.hidden = lots.length < 2;
+  nav.hidden = lots.every((lot) => lot.pool === current);
   keep(nav.firstElementChild, lots, (lot) => lot.pool, (lot) =>
     element("li", {}, element("a", { href: `#pool=${encodeURIComponent(lot.pool)}` },
       element("span", { class: "mini-name" }, element("b", {}, lot.pool), element("i", { class: "chip" })),
