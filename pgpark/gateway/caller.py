@@ -15,6 +15,7 @@ from fastapi.security import HTTPBearer
 from pgpark.calls import Call
 from pgpark.gateway.connections import Connections, as_json
 from pgpark.gateway.hub import Hub
+from pgpark.gateway.requests import MOST_ID
 from pgpark.gateway.settings import GatewaySettings
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ _documented = HTTPBearer(auto_error=False, description="A token made with `pgpar
 
 PoolName = Annotated[str, Path(pattern="^[a-z0-9_]{1,40}$", description="Name of a pool.")]
 Secs = Annotated[float, Query(ge=0, le=3600, allow_inf_nan=False)]
-TaskId = Annotated[int, Path(ge=1, le=2**63 - 1, description="Id of a task.")]
+TaskId = Annotated[int, Path(ge=1, le=MOST_ID, description="Id of a task.")]
 
 
 class CallerOf:

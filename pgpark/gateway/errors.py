@@ -85,8 +85,6 @@ def from_pgpark(error: PgparkError) -> GatewayError:
     if isinstance(error.__cause__, psycopg.Error) and error.__cause__.diag.message_primary:
         diag = error.__cause__.diag
         message, hint = diag.message_primary or "", diag.message_hint or ""
-        if (diag.message_detail or "").startswith("element "):
-            message = f"{diag.message_detail}: {message}"
     if isinstance(error, UnknownTokenError):
         return unauthorized()
     if isinstance(error, NotGrantedError):

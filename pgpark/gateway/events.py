@@ -14,20 +14,33 @@ from pgpark.gateway.connections import keyed
 from pgpark.gateway.errors import documented, unknown_task
 from pgpark.gateway.hub import Address
 from pgpark.gateway.mailbox import Session, Since, Tenant, User
-from pgpark.gateway.streams import EventStream, bounded, event, following
+from pgpark.gateway.streams import EventStream, event, following
 
 router = APIRouter(tags=["live"])
 
 MaxSecs = Annotated[
     float | None, Query(ge=0, le=86400, allow_inf_nan=False, description="End the stream after so many seconds.")
 ]
-LastEventId = Annotated[
-    str | None, Header(alias="Last-Event-ID", max_length=8000, description="Go on after this event.")
+_END = "end"
+LastPart = Annotated[
+    str,
+    Header(alias="Last-Event-ID", pattern=f"^([0-9]{{1,9}}|{_END})$", description="Go on after this event."),
+]
+Bookmark = Annotated[
+    str,
+    Header(
+        alias="Last-Event-ID",
+        pattern="^[0-9]{1,18}[.][0-9]{1,18}[.][0-9]{1,18}[.]([0-9]{1,18}(,[0-9]{1,18}){0,199})?$",
+        description="Go on after this event.",
+    ),
 ]
 _PAGE = 100  # parts, each of at most 1 MiB, or messages
-_END = "end"
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "id": {"type": "string"}, "data": {"type": "string"}},
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"description": "Events; data is JSON.", "content": {"text/event-stream": {"schema": _EVENT}}}
 }
 
 
@@ -37,17 +50,17 @@ _STREAM: dict[int | str, dict[str, Any]] = {
     responses=documented() | _STREAM | {204: {"description": "This client has had all; it need not come back."}},
 )
 async def task_events(
-    pool: PoolName, task_id: TaskId, caller: Caller, last: LastEventId = None, max_secs: MaxSecs = None
+    pool: PoolName, task_id: TaskId, caller: Caller, last: LastPart = "", max_secs: MaxSecs = None
 ) -> Response:
     """The task as it goes: `status` at first and when it has changed; each `part` that it emits, partial results and
     progress; its `outcome`, or `gone` if that was acknowledged; then the stream ends. Ids are the numbers of parts."""
-    given = bounded(last, f"[0-9]{{1,9}}|{_END}")
-    if given == _END:
-        return Response(status_code=204)
-    (known,) = await caller.call_all(calls.status(task_id))
+    caller.hub.require_room()
+    (known,) = await caller.look(calls.status(task_id))
     if known is None or known.pool != pool:
         raise unknown_task(task_id)
-    return EventStream(_task(caller, task_id, int(given or 0), max_secs))
+    if last == _END:
+        return Response(status_code=204)
+    return EventStream(_task(caller, task_id, int(last or 0), max_secs))
 
 
 @router.get("/mailbox/{tenant}/events", response_class=Response, responses=documented() | _STREAM)
@@ -57,14 +70,14 @@ async def mailbox_events(
     user: User = None,
     session: Session = None,
     since: Since = None,
-    last: LastEventId = None,
+    last: Bookmark = "",
     max_secs: MaxSecs = None,
 ) -> Response:
     """Outcomes of a tenant as they land, each as a `message`: at first those that are in the mailbox already, or, with
     Last-Event-ID, those that came after that event. They stay in the mailbox until they are acknowledged."""
-    given = bounded(last, r"[0-9]{1,18}(\.[0-9]{1,19}){2}\.[0-9,]*")
-    await caller.call(calls.follow(tenant, given, user, session, since, max_messages=1))  # refused now or never
-    return EventStream(_mailbox(caller, (tenant, user, session), since, given, max_secs))
+    caller.hub.require_room()
+    await caller.look(calls.follow(tenant, last or None, user, session, since, max_messages=1))  # refused now or never
+    return EventStream(_mailbox(caller, (tenant, user, session), since, last or None, max_secs))
 
 
 async def _task(caller: CallerOf, task_id: int, after: int, max_secs: float | None) -> AsyncGenerator[str, None]:

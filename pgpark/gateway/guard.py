@@ -7,9 +7,11 @@ call looks it up anyway, in its own transaction, so that one that was revoked is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,6 +37,7 @@ class Guard:
         self._app = app
         self._connections = connections
         self._max_body_bytes = max_body_bytes
+        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
         self._known: OrderedDict[str, float] = OrderedDict()  # tokens without a limit, and when they were looked up
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,17 +62,33 @@ class Guard:
         now = time.monotonic()
         if now - self._known.get(token_hash, -_KNOWN_SECS) < _KNOWN_SECS:
             return
-        admission = await self._connections.run(calls.admit(token_hash))
+        async with self._turn(token_hash):
+            if now - self._known.get(token_hash, -_KNOWN_SECS) < _KNOWN_SECS:
+                return  # somebody of the same crowd has asked meanwhile
+            admission = await self._connections.run(calls.admit(token_hash))
+            if admission.admitted and not admission.limited:
+                self._known[token_hash] = now
+                self._known.move_to_end(token_hash)
+                if len(self._known) > _MOST_KNOWN:
+                    self._known.popitem(last=False)
         if not admission.admitted:
             raise GatewayError(
                 429, "too_many_requests", "this token has used up its limit", "Retry-After says when to go on.",
                 retry_after=admission.retry_after_secs,
             )  # fmt: skip
-        if not admission.limited:
-            self._known[token_hash] = now
-            self._known.move_to_end(token_hash)
-            if len(self._known) > _MOST_KNOWN:
-                self._known.popitem(last=False)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, token_hash: str) -> AsyncIterator[None]:
+        """One request of a token at a time, so that a crowd with one token asks once."""
+        lock, users = self._turns.get(token_hash, (asyncio.Lock(), 0))
+        self._turns[token_hash] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._turns.pop(token_hash)
+            if users > 1:
+                self._turns[token_hash] = lock, users - 1
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         if "content-length" not in headers and "transfer-encoding" not in headers:

@@ -143,10 +143,14 @@ class Hub:
 
     # -- keeping count -------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _watching(self) -> Iterator[Watch]:
+    def require_room(self) -> None:
+        """Raises GatewayError where as many wait as may."""
         if self._count >= self._settings.max_streams:
             raise GatewayError(503, "busy", "too many clients wait for something here", "Try again.", retry_after=5)
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[Watch]:
+        self.require_room()
         self._count += 1
         self._company.set()
         self._fresh.set()

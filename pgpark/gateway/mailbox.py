@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
@@ -11,7 +10,7 @@ from pydantic import BaseModel
 from pgpark import calls
 from pgpark.gateway.caller import Caller, object_of
 from pgpark.gateway.errors import documented
-from pgpark.gateway.requests import TEXT, Acknowledged
+from pgpark.gateway.requests import TEXT, Acknowledged, Time
 from pgpark.models import Message
 
 router = APIRouter(tags=["mailbox"])
@@ -19,7 +18,7 @@ router = APIRouter(tags=["mailbox"])
 Tenant = Annotated[str, Path(min_length=1, max_length=255, pattern=TEXT, description="Whose mailbox it is.")]
 User = Annotated[str | None, Query(max_length=255, pattern=TEXT, description="Only this user's.")]
 Session = Annotated[str | None, Query(max_length=255, pattern=TEXT, description="Only this session's.")]
-Since = Annotated[datetime | None, Query(description="Only those that landed at this time or later.")]
+Since = Annotated[Time | None, Query(description="Only those that landed at this time or later.")]
 
 
 class Messages(BaseModel):

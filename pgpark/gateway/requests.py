@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pgpark.models import PartKind, PoolState, Priority
 
 MOST_ELEMENTS = 1000
+MOST_ID = 2**53 - 1  # what every JSON library keeps exactly
 TEXT = "^[^\\x00]*$"  # Postgres keeps no NUL
 
+
+def _number(value: Any) -> Any:
+    if isinstance(value, (bool, str)):
+        raise ValueError("must be a number")
+    return value
+
+
+def _written(value: Any) -> Any:
+    if not isinstance(value, str) or "-" not in value:  # seconds of an epoch
+        raise ValueError("must be a time such as 2030-01-31T12:00:00Z")
+    return value
+
+
+def _universal(time: datetime) -> datetime:
+    try:
+        return time.astimezone(timezone.utc)  # Postgres takes no offset of 16 hours or more
+    except OverflowError as error:
+        raise ValueError("the time is out of range") from error
+
+
+Number = BeforeValidator(_number)  # and no text that looks like one
+Time = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_universal)]
 Address = Annotated[str, Field(max_length=255, pattern=TEXT)]
-Int = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Int = Annotated[int, Number, Field(ge=0, le=2**31 - 1)]
 
 
 class Body(BaseModel):
@@ -22,19 +45,35 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+# By units, or by tokens.
+_CHARGES: list[Any] = [
+    {"properties": {"prompt_tokens": {"type": "null"}, "max_tokens": {"type": "null"}}},
+    {
+        "properties": {
+            "units": {"type": "null"},
+            "prompt_tokens": {"type": "integer"},
+            "max_tokens": {"type": "integer"},
+        },
+        "required": ["prompt_tokens", "max_tokens"],
+    },
+]
+
+
 class NewTask(Body):
     """A task to submit; see park_submit. For units, prompt_tokens and max_tokens may charge by the cost model."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": _CHARGES})
+
     payload: Any
     priority: Priority = "normal"
-    units: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    units: Annotated[int, Number, Field(ge=1, le=2**31 - 1)] | None = None
     prompt_tokens: Int | None = None
     max_tokens: Int | None = None
-    deadline: datetime | None = None
+    deadline: Time | None = None
     tenant: Address | None = None
     user_id: Address | None = None
     session_id: Address | None = None
-    run_at: datetime | None = None
+    run_at: Time | None = None
     idempotency_key: Address | None = None
 
 
@@ -45,17 +84,17 @@ class NewTasks(Body):
 
 
 WorkerName = Annotated[str, Field(min_length=1, max_length=255, pattern=TEXT)]
-Id = Annotated[int, Field(ge=1, le=10**18 - 1)]
-Attempt = Annotated[int, Field(ge=1, le=10**9 - 1)]
+Id = Annotated[int, Number, Field(ge=1, le=MOST_ID)]
+Attempt = Annotated[int, Number, Field(ge=1, le=999_999_999)]
 
 
 class NewClaim(Body):
     """What a worker has room for; see park_claim. wait: seconds to wait for tasks if there are none."""
 
     worker: WorkerName
-    max_tasks: Annotated[int, Field(ge=1, le=MOST_ELEMENTS)] = 1
-    max_units: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    wait: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
+    max_tasks: Annotated[int, Number, Field(ge=1, le=MOST_ELEMENTS)] = 1
+    max_units: Annotated[int, Number, Field(ge=1, le=2**31 - 1)] | None = None
+    wait: Annotated[float, Number, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
 
 
 class OutcomeOf(Body):
@@ -105,7 +144,7 @@ class Emission(Held):
     """Parts of one attempt; first: the place of the first of them among all of the attempt, from 1."""
 
     parts: Annotated[list[NewPart], Field(min_length=1, max_length=MOST_ELEMENTS)]
-    first: Annotated[int, Field(ge=1, le=10**9 - 1)] | None = None
+    first: Annotated[int, Number, Field(ge=1, le=999_999_999)] | None = None
 
 
 class Emissions(Body):

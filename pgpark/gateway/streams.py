@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeAlias, TypeVar
@@ -18,7 +17,7 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from pgpark.errors import DatabaseError, NotGrantedError, PgparkError
-from pgpark.gateway.errors import GatewayError, from_pgpark
+from pgpark.gateway.errors import from_pgpark
 from pgpark.gateway.hub import Watch
 from pgpark.gateway.settings import GatewaySettings
 
@@ -119,12 +118,3 @@ async def unless_gone(request: Request, waiting: Awaitable[T]) -> T | None:
 async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def bounded(given: str | None, pattern: str) -> str | None:
-    """A Last-Event-ID that was given. Raises GatewayError for one that is none of ours."""
-    if given is None or given == "":
-        return None
-    if not re.fullmatch(pattern, given):
-        raise GatewayError(400, "bad_request", "Last-Event-ID is none that this stream gave")
-    return given

@@ -28,10 +28,12 @@ declare
   floor_ bigint;
   highest bigint;
   horizon xid8;
+  settled boolean;
+  settled_to bigint;
   seen bigint[];
   found_ pgpark.followed;
 begin
-  if coalesce(park_follow.bookmark, '0.0.0.') !~ '^[0-9]{1,18}[.][0-9]{1,18}[.][0-9]{1,19}[.]([0-9]{1,18}(,[0-9]{1,18}){0,199})?$' then
+  if coalesce(park_follow.bookmark, '0.0.0.') !~ '^[0-9]{1,18}[.][0-9]{1,18}[.][0-9]{1,18}[.]([0-9]{1,18}(,[0-9]{1,18}){0,199})?$' then
     raise exception 'bookmark % is none that park_follow gave', pgpark._on_one_line(quote_literal(park_follow.bookmark))
       using errcode = '22023';
   end if;
@@ -41,10 +43,8 @@ begin
   horizon := given[3]::xid8;
   seen := string_to_array(nullif(given[4], ''), ',')::bigint[];
   seen := coalesce(seen, '{}');
-  if pg_snapshot_xmin(pg_current_snapshot()) >= horizon then
-    floor_ := greatest(floor_, highest);
-    seen := '{}';
-  end if;
+  settled := pg_snapshot_xmin(pg_current_snapshot()) >= horizon;  -- then all up to highest is there to be seen
+  settled_to := highest;
   horizon := null;
   for found_ in
     select m.*, null::text
@@ -55,6 +55,10 @@ begin
     horizon := coalesce(horizon, pg_current_xact_id());
     seen := seen || found_.message_id;
     highest := greatest(highest, found_.message_id);
+    if settled then
+      floor_ := greatest(floor_, least(found_.message_id, settled_to));
+      seen := array(select s from unnest(seen) s where s > floor_ order by s);
+    end if;
     if cardinality(seen) > most_seen then  -- somebody has been busy for long: what is that old counts as settled
       seen := array(select s from unnest(seen) s order by s);
       floor_ := seen[most_seen / 2];

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,14 +32,12 @@ class Gateway:
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self._clients = contextlib.ExitStack()
-        self._made = 0
         self._thread.start()
         wait_for(lambda: self.server.started, what="for the gateway")
 
     def secret(self, *kinds: str, **scope: Any) -> str:
         """A new token; scope: arguments of park_create_token."""
-        self._made += 1
-        arguments = {"name": f"token {self._made}", "kinds": list(kinds or ("admin",))} | scope
+        arguments = {"name": f"token {uuid.uuid4().hex}", "kinds": list(kinds or ("admin",))} | scope
         named = ", ".join(f"{name} => %s" for name in arguments)
         return str(self._db.value(f"select pgpark.park_create_token({named})", *arguments.values()))
 
