@@ -79,6 +79,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=["Location", "Retry-After"],
         )
+    app.openapi()  # made now: at the first requests, several threads of one process might make it at once
     return app
 
 

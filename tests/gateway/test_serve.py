@@ -130,13 +130,14 @@ def test_tokens_from_the_command_line(db: Database, dsn: str) -> None:
 def test_what_cannot_be_served_is_told_in_a_line(dsn: str, empty_databases: Callable[[], str], tmp_path: Path) -> None:
     hidden = tmp_path / "fastapi.py"
     hidden.write_text("raise ModuleNotFoundError('No module named fastapi', name='fastapi')")
+    missing = "fastapi is not installed; pgpark serve needs: pip install 'pgpark[gateway]'"
     tries = [
         (dsn, ("--host", "203.0.113.1"), {}, 2, "cannot listen on 203.0.113.1:8080"),
         (dsn, ("--host", "no.such.host.invalid"), {}, 2, "cannot listen on no.such.host.invalid"),
         (dsn, ("--port", "99999"), {}, 2, "99999"),
         (empty_databases(), (), {}, 3, "pgpark migrate"),
         ("host=/nowhere dbname=x", (), {}, 3, "cannot connect"),
-        (dsn, (), {"PYTHONPATH": str(tmp_path)}, 2, "fastapi is not installed; pgpark serve needs: pip install 'pgpark[gateway]'"),
+        (dsn, (), {"PYTHONPATH": str(tmp_path)}, 2, missing),
     ]  # fmt: skip
     for database, options, environment, code, message in tries:
         done = pgpark(database, "serve", *options, env=environment)
