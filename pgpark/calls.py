@@ -33,6 +33,7 @@ from pgpark.models import (
     LlmCapacity,
     Maintained,
     Message,
+    Metric,
     Part,
     PlannedChange,
     PoolInfo,
@@ -316,6 +317,16 @@ def status(task_id: int) -> Call[TaskStatus | None]:
 def stats(pool: str | None = None) -> Call[list[PoolStats]]:
     """The numbers of one pool, or of all."""
     return _call("park_stats", _many(PoolStats), pool=pool)
+
+
+def metrics(pool: str | None = None) -> Call[list[Metric]]:
+    """What Prometheus would read of one pool, or of all."""
+    return _call("park_metrics", _many(Metric), pool=pool)
+
+
+def demand(pool: str) -> Call[int]:
+    """How many units a pool could use at once: those in use, and those of what is parked."""
+    return _call("park_demand", _value("park_demand"), pool=pool)
 
 
 def explain(pool: str, max_tasks: int = 20) -> Call[list[Explained]]:

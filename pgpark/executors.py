@@ -84,6 +84,11 @@ class TaskContext:
         return self._claimed.task_id
 
     @property
+    def units(self) -> int:
+        """How many units it holds."""
+        return self._claimed.units
+
+    @property
     def attempt(self) -> int:
         """Which attempt this is, from 1."""
         return self._claimed.attempt

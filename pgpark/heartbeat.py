@@ -25,8 +25,8 @@ _FIRST_PATIENCE_SECS, _SHORTEST_PATIENCE_SECS = 10.0, 3.0
 class Heartbeat:
     """Sends a heartbeat for the tasks of `held()` every third of the pool's lease, and hands what must stop to `stop`.
 
-    Both speak of attempts by task id. `told` gets the settings of the pool each time. All are called from this object's
-    thread.
+    Both speak of attempts by task id. `told` gets the settings of the pool each time, and `beat` the seconds
+    to the next once one was answered, None if it was not. All are called from this object's thread.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class Heartbeat:
         *,
         prepare: bool,
         told: Callable[[Mapping[str, Any]], None] = lambda _settings: None,
+        beat: Callable[[float | None], None] = lambda _pause: None,
     ) -> None:
         self._dsn, self._pool, self._worker, self._prepare = dsn, pool, worker, prepare
-        self._held, self._stop, self._told = held, stop, told
+        self._held, self._stop, self._told, self._beaten = held, stop, told, beat
         self._poked = threading.Event()
         self._patience = _FIRST_PATIENCE_SECS  # for an answer: one that comes later is of little use to the leases
         self._ended = False
@@ -69,6 +70,7 @@ class Heartbeat:
                 return  # the worker's own loop says so and ends
             except Exception as error:  # whatever it is, the leases depend on trying again
                 log.warning("heartbeat: %s", one_line(error))
+                self._beaten(None)
             if not self._ended:
                 self._poked.clear()
                 self._poked.wait(_RETRY_SECS)
@@ -86,6 +88,7 @@ class Heartbeat:
             self._told(pool.settings)
             held = self._held()
             stop = silence.run_on(connection, calls.heartbeat(self._pool, self._worker, list(held)), self._patience)
+            self._beaten(pause)
             if stop:
                 self._stop({task_id: held[task_id] for task_id in stop})
             self._poked.wait(pause)

@@ -153,6 +153,15 @@ class PoolStats(Row):
     retried: int
 
 
+class Metric(Row):
+    """A number of a pool, as Prometheus would read it: labels beside the pool."""
+
+    pool: str
+    metric: str
+    labels: dict[str, str]
+    value: float
+
+
 class Grant(Row):
     """What a role may do; None for tenants or pools: any."""
 

@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -77,8 +77,10 @@ class _Answer:
 class Notifier:
     """Delivers callbacks until it is asked to stop."""
 
-    def __init__(self, settings: NotifierSettings) -> None:
+    def __init__(self, settings: NotifierSettings, told: Callable[[str], None] = lambda _word: None) -> None:
+        """told: gets what park_callback_done says of each delivery."""
         self._settings = settings
+        self._told = told
         self._deliveries: dict[asyncio.Task[_Answer], Callback] = {}  # until their answer is written
         self._wake = asyncio.Event()
         self._stopping = False
@@ -203,6 +205,7 @@ class Notifier:
                 self._silence,
             )
             del self._deliveries[job]
+            self._told(word)
             log.log(
                 {"delivered": logging.DEBUG, "retry": logging.INFO}.get(word, logging.WARNING),
                 "callback %d of task %d, attempt %d, to %s: %s",
@@ -333,8 +336,9 @@ class NotifierThread:
     """Runs a notifier for the pool of a worker while the pool has one, in a thread and an event loop of its own, so
     that a handler that blocks the worker's loop does not hold up callbacks. `follow` is called from one thread."""
 
-    def __init__(self, settings: NotifierSettings) -> None:
+    def __init__(self, settings: NotifierSettings, told: Callable[[str], None] = lambda _word: None) -> None:
         self._settings = settings
+        self._told = told
         self._thread: threading.Thread | None = None
         self._stop: Any = lambda: None
         self._ended = False
@@ -364,7 +368,7 @@ class NotifierThread:
             log.warning("notifier: %s", one_line(error))
 
     async def _serve(self) -> None:
-        loop, notifier = asyncio.get_running_loop(), Notifier(self._settings)
+        loop, notifier = asyncio.get_running_loop(), Notifier(self._settings, self._told)
 
         def stop() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already

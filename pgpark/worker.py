@@ -17,6 +17,7 @@ import random
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,7 @@ from pgpark.heartbeat import Heartbeat
 from pgpark.lane import Lane
 from pgpark.listener import listen
 from pgpark.loops import call_soon, end_with_forks, wound_up
+from pgpark.measures import WorkerMeasures
 from pgpark.models import ClaimedRow
 from pgpark.notifier import NotifierSettings, NotifierThread
 from pgpark.parts import PartBuffer
@@ -79,6 +81,7 @@ class Worker:
         self._settings = settings
         self._executor = executor
         self._hands = Hands(settings.concurrency)
+        self.measures = WorkerMeasures()
         self._flusher = Flusher(lambda: [run.context for run in self._hands.runs()])
         self._overlapping = settings.concurrency >= _OVERLAP_FROM
         self._share = min(_FINISH_BATCH, -(-settings.concurrency // (2 if self._overlapping else 1)))
@@ -93,6 +96,20 @@ class Worker:
         self._background: set[asyncio.Task[None]] = set()
         self._pids: dict[int, int] = {}  # of the server, by lane
         self._traced: telemetry.Attempts | None = None
+
+    @property
+    def pool(self) -> str:
+        """The pool that it works for."""
+        return self._settings.pool
+
+    @property
+    def concurrency(self) -> int:
+        """How many tasks it takes at once, at most."""
+        return self._settings.concurrency
+
+    def held(self) -> list[int]:
+        """The units of each task in its hands. May be called from any thread."""
+        return [run.context.units for run in self._hands.runs()]
 
     def run(self) -> bool:
         """Works until SIGTERM, SIGINT or SIGHUP; call from the main thread. Raises the errors of `serve`.
@@ -121,7 +138,8 @@ class Worker:
         settings = self._settings
         self._traced = telemetry.attempts(settings.pool, settings.name)
         callbacks = NotifierThread(
-            NotifierSettings(settings.dsn, settings.pool, listen=settings.listen, poll_secs=settings.poll_secs)
+            NotifierSettings(settings.dsn, settings.pool, listen=settings.listen, poll_secs=settings.poll_secs),
+            self.measures.callback,
         )
         heartbeat = Heartbeat(
             settings.dsn,
@@ -131,6 +149,7 @@ class Worker:
             stop=lambda attempts: call_soon(loop, self._stop_attempts, attempts),
             prepare=settings.listen,
             told=callbacks.follow if settings.notifier else lambda _settings: None,
+            beat=self.measures.beat,
         )
         heartbeat.start()
         if settings.listen:
@@ -205,6 +224,7 @@ class Worker:
                         await silence.bound_server_async(connection, patience)
                     lane = Lane(connection, settings.pool, settings.name, settings.units, patience)
                     self._pids[place] = lane.pid
+                    self.measures.lanes.add(place)
                     retry_secs = _FIRST_RETRY_SECS
                     await talk(lane)
                 return
@@ -212,9 +232,12 @@ class Worker:
                 raise
             except (PgparkError, psycopg.Error, OSError) as error:
                 lost = True
+                self.measures.reconnects += 1
                 log.warning("lost the database, trying again: %s", one_line(error))
                 if self._hurried:
                     return  # the leases lapse by themselves
+            finally:
+                self.measures.lanes.discard(place)
             await asyncio.sleep(retry_secs * random.uniform(0.5, 1))
             retry_secs = min(retry_secs * 2, _LONGEST_RETRY_SECS)
 
@@ -325,7 +348,10 @@ class Worker:
     def _settle(self, written: list[Run], accepted: list[bool]) -> None:
         for run, ours in zip(written, accepted, strict=True):
             self._hands.let_go(run)
-            if not ours:
+            if ours:
+                self.measures.outcomes["completed" if run.completed else "failed"] += 1
+            else:
+                self.measures.fenced += 1
                 text = "task %d: its outcome came too late, the task was no longer ours"
                 log.warning(text, run.task_id, extra=logs.fields(run.task_id, run.attempt))
 
@@ -344,6 +370,7 @@ class Worker:
             run.context.parts.discard()
             await lane.run(calls.release(run.task_id, run.attempt))
             self._hands.let_go(run)
+            self.measures.outcomes["released"] += 1
             log.info("task %d: released", run.task_id, extra=logs.fields(run.task_id, run.attempt))
         await self._write_rest(lane)
 
@@ -387,6 +414,7 @@ class Worker:
             earlier.context.parts.discard()
         run = Run(row.task_id, row.attempt, TaskContext(self._settings.pool, row, PartBuffer(self._flusher.announce)))
         self._hands.hold(run)
+        self.measures.claimed += 1
         run.job = asyncio.create_task(self._do(run, row, trace))
 
     async def _do(self, run: Run, row: ClaimedRow, trace: telemetry.Carrier) -> None:
@@ -397,6 +425,7 @@ class Worker:
 
     async def _attempt(self, run: Run) -> None:
         """Runs one task and leaves its outcome to be written."""
+        began = time.perf_counter()
         try:
             run.complete(result_json(await self._executor.run(run.context)))
         except asyncio.CancelledError:
@@ -410,6 +439,8 @@ class Worker:
                 self._traced.failed(error)
             log.warning("task %d, attempt %d: %s", run.task_id, run.attempt, reason)
             log.debug("task %d", run.task_id, exc_info=error)
+        finally:
+            self.measures.ran(time.perf_counter() - began)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("task %d, attempt %d: %s", run.task_id, run.attempt, "completed" if run.completed else "failed")
         run.context.parts.seal()
@@ -421,6 +452,7 @@ class Worker:
         for run in self._hands.without_outcome(attempts):
             if not run.asked_to_stop:
                 log.info("task %d: asked to stop", run.task_id, extra=logs.fields(run.task_id, run.attempt))
+                self.measures.stops += 1
             self._ask_to_stop(run)
 
     def _ask_to_stop(self, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -20,6 +21,7 @@ from pgpark.cli.common import (
     print_rows,
     seconds_between_looks,
 )
+from pgpark.errors import BadInputError
 from pgpark.executors import CommandExecutor, Executor, FunctionExecutor, load_handler
 from pgpark.logs import start_logging
 from pgpark.processes import ProcessExecutor
@@ -76,6 +78,12 @@ from pgpark.worker import Worker, WorkerSettings, default_name
     default=True,
     help="Deliver callbacks too, if the pool has a notifier (default: yes; see pgpark notifier run).",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Serve this worker's own metrics for Prometheus on this port (0: any that is free, see the log).",
+)
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address for --metrics-port.")
 @click.option("-v", "--verbose", is_flag=True, help="Log each task, and the tracebacks of handlers that fail.")
 @log_json_option
 @database_options
@@ -93,6 +101,8 @@ def worker(
     poll_secs: float | None,
     grace: float,
     notifier: bool,
+    metrics_port: int | None,
+    metrics_host: str,
     verbose: bool,
     log_json: bool,
 ) -> None:
@@ -107,7 +117,7 @@ def worker(
     executor = _executor(handler, command, environment, in_processes=processes is not None)
     gc.freeze()  # what is loaded by now stays: a collection that looked through it took a tenth of a task's time
     with settings.database() as dsn:
-        clean = Worker(
+        working = Worker(
             WorkerSettings(
                 dsn=dsn,
                 pool=pool,
@@ -120,11 +130,28 @@ def worker(
                 notifier=notifier,
             ),
             executor,
-        ).run()
+        )
+        with _metrics(working, metrics_host, metrics_port):
+            clean = working.run()
     if not clean:  # a handler that cannot be stopped; its task is released, so it must not go on
         telemetry.flush()
         logging.shutdown()
         os._exit(0)
+
+
+def _metrics(worker: Worker, host: str, port: int | None) -> contextlib.AbstractContextManager[object]:
+    """Serves metrics of a worker, if there is a port for them."""
+    if port is None:
+        return contextlib.nullcontext()
+    try:
+        from pgpark.metrics import serving
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("pgpark"):
+            raise
+        raise BadInputError(
+            f"{error.name} is not installed; --metrics-port needs: pip install 'pgpark[gateway]'"
+        ) from None
+    return serving(worker, host, port)
 
 
 @click.command()

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from pgpark import __version__
-from pgpark.gateway import events, health, mailbox, page, pools, tasks, workers
+from pgpark.gateway import events, health, mailbox, metrics, page, pools, tasks, workers
 from pgpark.gateway.connections import Connections
 from pgpark.gateway.errors import add_handlers
 from pgpark.gateway.guard import Guard
@@ -32,6 +32,7 @@ ROUTERS = (
     mailbox.router,
     events.router,
     workers.router,
+    metrics.router,
     page.router,
 )
 
@@ -66,6 +67,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.state.settings = settings
     app.state.connections = connections
     app.state.hub = hub
+    app.state.metrics = metrics.GatewayMetrics()
     app.state.draining = False
     add_handlers(app)
     for router in ROUTERS:
@@ -80,6 +82,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             expose_headers=["Location", "Retry-After"],
         )
     app.openapi()  # made now: at the first requests, several threads of one process might make it at once
+    app.add_middleware(metrics.Measured, metrics=app.state.metrics)
     return app
 
 

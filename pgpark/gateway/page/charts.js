@@ -33,7 +33,7 @@ const longest = (waits) => span(Math.max(0, ...waits.filter((wait) => wait !== n
 
 /** The median wait of the hour, from those of the minutes, each counted as often as tasks started in it. */
 function median(rows) {
-  const known = rows.filter((row) => row.started > 0 && row.wait_p50_secs !== null).sort((a, b) => a.wait_p50 - b.wait_p50);
+  const known = rows.filter((row) => row.started > 0 && row.wait_p50_secs !== null).sort((a, b) => a.wait_p50_secs - b.wait_p50_secs);
   const all = known.reduce((sum, row) => sum + row.started, 0);
   let seen = 0;
   for (const row of known) {
