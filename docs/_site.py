@@ -44,12 +44,11 @@ def _targets(path: str, text: str) -> set[str]:
         for link in links
         if link.path and not link.scheme and not link.netloc
     )
-    files = {_of_folder(target) if (ROOT / target).is_dir() else target for target in joined}
-    return {file for file in files if (ROOT / file).is_file()}
+    return {_of_folder(target) if (ROOT / target).is_dir() else target for target in joined if (ROOT / target).exists()}
 
 
 def _of_folder(path: str) -> str:
-    """What is shown for a folder: its README, or its list."""
+    """What is shown for a folder: its README, or a list."""
     return f"{path}/index.md" if path == _DECISIONS else f"{path}/README.md"
 
 
@@ -72,16 +71,28 @@ def _list_of_decisions() -> str:
     )
 
 
+def _list_of_files(folder: str) -> str:
+    """What is shown for a folder without a README."""
+    paths = sorted(path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    names = [path.relative_to(ROOT / folder).as_posix() for path in paths]
+    return f"# {folder}\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the README, and what is linked to outside docs/, also from there."""
     files.append(File.generated(config, "decisions/index.md", content=_list_of_decisions()))
     waiting = {_HOME} | {f"docs/{file.src_uri}" for file in files.documentation_pages()}
     waiting |= {_path(uri) for uri in re.findall(r"repository/[\w./-]+", (ROOT / "mkdocs.yml").read_text())}
-    seen: set[str] = set()
+    seen = {f"{_DECISIONS}/index.md"}
     while waiting:
         path = waiting.pop()
+        if path in seen:
+            continue
         seen.add(path)
         if not (ROOT / path).is_file():
+            text = _list_of_files(posixpath.dirname(path))
+            waiting |= _targets(path, text) - seen
+            files.append(File.generated(config, _uri(path), content=text))
             continue
         if files.get_file_from_path(_uri(path)) is None:
             files.append(File.generated(config, _uri(path), abs_src_path=str(ROOT / path)))
