@@ -36,7 +36,7 @@ def _universal(time: datetime) -> datetime:
 Number = BeforeValidator(_number)  # and no text that looks like one
 Time = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_universal)]
 Address = Annotated[str, Field(max_length=255, pattern=TEXT)]
-Int = Annotated[int, Number, Field(ge=0, le=2**31 - 1)]
+Int = Annotated[int, Field(ge=0, le=2**31 - 1), Number]
 
 
 class Body(BaseModel):
@@ -66,7 +66,7 @@ class NewTask(Body):
 
     payload: Any
     priority: Priority = "normal"
-    units: Annotated[int, Number, Field(ge=1, le=2**31 - 1)] | None = None
+    units: Annotated[int, Field(ge=1, le=2**31 - 1), Number] | None = None
     prompt_tokens: Int | None = None
     max_tokens: Int | None = None
     deadline: Time | None = None
@@ -84,17 +84,17 @@ class NewTasks(Body):
 
 
 WorkerName = Annotated[str, Field(min_length=1, max_length=255, pattern=TEXT)]
-Id = Annotated[int, Number, Field(ge=1, le=MOST_ID)]
-Attempt = Annotated[int, Number, Field(ge=1, le=999_999_999)]
+Id = Annotated[int, Field(ge=1, le=MOST_ID), Number]
+Attempt = Annotated[int, Field(ge=1, le=999_999_999), Number]
 
 
 class NewClaim(Body):
     """What a worker has room for; see park_claim. wait: seconds to wait for tasks if there are none."""
 
     worker: WorkerName
-    max_tasks: Annotated[int, Number, Field(ge=1, le=MOST_ELEMENTS)] = 1
-    max_units: Annotated[int, Number, Field(ge=1, le=2**31 - 1)] | None = None
-    wait: Annotated[float, Number, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
+    max_tasks: Annotated[int, Field(ge=1, le=MOST_ELEMENTS), Number] = 1
+    max_units: Annotated[int, Field(ge=1, le=2**31 - 1), Number] | None = None
+    wait: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False), Number] = 0.0
 
 
 class OutcomeOf(Body):
@@ -144,7 +144,7 @@ class Emission(Held):
     """Parts of one attempt; first: the place of the first of them among all of the attempt, from 1."""
 
     parts: Annotated[list[NewPart], Field(min_length=1, max_length=MOST_ELEMENTS)]
-    first: Annotated[int, Number, Field(ge=1, le=999_999_999)] | None = None
+    first: Annotated[int, Field(ge=1, le=999_999_999), Number] | None = None
 
 
 class Emissions(Body):

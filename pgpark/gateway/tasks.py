@@ -63,7 +63,7 @@ async def submit(
     """Submits a task."""
     given = task.model_dump(exclude_unset=True)
     if key is not None and given.setdefault("idempotency_key", key) != key:
-        raise GatewayError(400, "bad_request", "Idempotency-Key and idempotency_key are not the same")
+        raise GatewayError(409, "different_keys", "Idempotency-Key and idempotency_key are not the same")
     submitting = telemetry.forwarding(calls.submit(pool, **given), traceparent, tracestate)
     submitted, position = await caller.call_all(*_and_position(submitting))
     if not submitted.accepted:

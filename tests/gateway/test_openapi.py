@@ -40,32 +40,10 @@ def test_answers_are_as_the_openapi_document_says(documented: tuple[Any, dict[st
     problems = []
     for result in schema.get_all_operations():
         operation = result.ok()
-
-        @hypothesis.settings(
-            max_examples=EXAMPLES,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            phases=[hypothesis.Phase.generate],
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )
-        @hypothesis.given(case=operation.as_strategy(generation_mode=mode), real=_REAL)
-        def answer(case: Any, real: dict[str, Any], label: str = operation.label) -> None:
-            if mode is GenerationMode.POSITIVE:
-                known = case.path_parameters or {}
-                case.path_parameters = {**known, **{name: real[name] for name in known.keys() & real.keys()}}
-            if "/events" in case.path:  # which has no end else
-                hypothesis.assume(mode is GenerationMode.POSITIVE)
-                case.query = {**(case.query or {}), "max_secs": 0}
-            for task in [case.body, *case.body.get("tasks", [])] if isinstance(case.body, dict) else []:
-                if isinstance(task, dict):  # this pool has no cost model
-                    for key in ("prompt_tokens", "max_tokens"):
-                        task.pop(key, None)
-            excluded = UNDOCUMENTED.get(label, [])
-            case.call_and_validate(timeout=20, headers=headers, excluded_checks=excluded)
-
+        if "/events" in operation.path and mode is GenerationMode.NEGATIVE:
+            continue  # without a good max_secs it has no end
         try:
-            answer()
+            answers_well(operation, mode, headers)()
         except hypothesis.errors.Unsatisfiable:  # there is nothing to get wrong
             continue
         except (AssertionError, FailureGroup) as error:
@@ -76,3 +54,31 @@ def test_answers_are_as_the_openapi_document_says(documented: tuple[Any, dict[st
 _REAL = hypothesis.strategies.sampled_from(
     [{"pool": "gpu", "tenant": "a", "task_id": task_id} for task_id in range(1, 12)] + [{}]
 )
+
+
+def answers_well(operation: Any, mode: GenerationMode, headers: dict[str, str]) -> Callable[[], None]:
+    """A test of one operation."""
+
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(case=operation.as_strategy(generation_mode=mode), real=_REAL)
+    def answer(case: Any, real: dict[str, Any]) -> None:
+        if mode is GenerationMode.POSITIVE:
+            known = case.path_parameters or {}
+            case.path_parameters = {**known, **{name: real[name] for name in known.keys() & real.keys()}}
+        if "/events" in operation.path:
+            case.query = {**(case.query or {}), "max_secs": 0}
+        for task in [case.body, *case.body.get("tasks", [])] if isinstance(case.body, dict) else []:
+            if isinstance(task, dict):  # this pool has no cost model
+                for key in ("prompt_tokens", "max_tokens"):
+                    task.pop(key, None)
+        excluded = UNDOCUMENTED.get(operation.label, [])
+        case.call_and_validate(timeout=20, headers=headers, excluded_checks=excluded)
+
+    return answer  # type: ignore[no-any-return]
