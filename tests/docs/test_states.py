@@ -152,8 +152,10 @@ def test_random_histories_take_no_other_step(watched: Database) -> None:
         what = dice.choice(
             ["submit", "submit", "submit", "claim", "finish", "finish", "release", "cancel", "time", "pool"]
         )
-        task = dice.choice(tasks[-12:]) if tasks else 0
-        attempt = watched.value("select coalesce((select attempt from pgpark.task where task_id = %s), 1)", task)
+        live = watched.rows(
+            "select task_id, attempt, state from pgpark.task order by state = 'parked', task_id limit 6"
+        )
+        task, attempt = ((r := dice.choice(live))["task_id"], r["attempt"]) if live else (0, 1)
         if what == "submit":
             later = dice.choice([None, None, 10])
             row = watched.submit(
@@ -175,9 +177,11 @@ def test_random_histories_take_no_other_step(watched: Database) -> None:
             watched.advance(dice.choice([1, 5, 25]))
             watched.maintain()
         else:
-            watched.pool(**lively | {"max_units": dice.choice([3, 6, 6])}, retry=retries)
+            watched.pool(
+                **lively | {"max_units": dice.choice([3, 6, 6])}, retry=retries | {"max_attempts": dice.choice([1, 2])}
+            )
     watched.lose(*tasks)
     watched.rows("select pgpark.park_drop_pool('gpu', true)")
     seen = _steps(watched)
     assert seen <= _table(), f"not in the picture: {seen - _table()}"
-    assert len(seen) > 13, f"these histories are too tame: {len(seen)} of {len(_table())} steps"
+    assert len(seen) >= len(_table()) - 2, f"these histories are too tame: never {_table() - seen}"
