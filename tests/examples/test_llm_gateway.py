@@ -378,6 +378,18 @@ def test_the_same_idempotency_key_gets_the_same_answer(lot: Lot, model: standin.
     assert again == received and done == "[DONE]" and model.served == 1
 
 
+def test_the_estimate_counts_bytes_and_digits() -> None:
+    assert [tokens.estimate(text) for text in ("", "a", "abc", "abcd", "12345", "abc12", "\u8f66\u4f4d")] == [
+        0,
+        1,
+        1,
+        2,
+        5,
+        3,
+        2,
+    ]
+
+
 def test_chunks_make_the_answer_that_would_have_come_whole() -> None:
     def chunk(**choice: Any) -> dict[str, Any]:
         return {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "finish_reason": None} | choice]}
