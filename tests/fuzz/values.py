@@ -188,6 +188,11 @@ def odd_arrays(elements: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
+INTERVALS = [
+    "null", "'1 hour'", "'1 minute'", "'0'", "'-1 day'", "'61 s'", "'90 min'", "'1 month'", "'2 days'",
+    "'178000000 years'", "'1 microsecond'",
+]  # fmt: skip
+
 ODD: dict[str, st.SearchStrategy[Any]] = {
     "text": texts,
     "integer": st.sampled_from(INTS),
@@ -195,6 +200,7 @@ ODD: dict[str, st.SearchStrategy[Any]] = {
     "boolean": st.booleans(),
     "double precision": st.sampled_from(DOUBLES),
     "timestamp with time zone": st.sampled_from(TIMES).map(Raw),
+    "interval": st.sampled_from(INTERVALS).map(Raw),
     "jsonb": odd_json,
     "text[]": odd_arrays(texts),
     "bigint[]": odd_arrays(st.sampled_from(BIGINTS)),
