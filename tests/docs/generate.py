@@ -90,7 +90,9 @@ What every language calls. Arguments can be given by name (`units => 8`). The sa
 `\\df+ pgpark.*` in psql, or
 
 ```sql
-select proname, obj_description(oid) from pg_proc where pronamespace = 'pgpark'::regnamespace and proname ~ '^park_';
+select proname, obj_description(oid)
+from pg_proc
+where pronamespace = 'pgpark'::regnamespace and proname ~ '^park_';
 ```
 
 A refusal that a caller must expect (full, late, too large) is returned as a row; what is raised is in
