@@ -28,7 +28,7 @@ POOL_FAMILIES = {
     "pgpark_pool_state": ("gauge", "1 for the state that the pool is in, 0 for the others."),
     "pgpark_capacity_units": ("gauge", "Units that the pool has (max_units)."),
     "pgpark_used_units": ("gauge", "Units that running tasks hold."),
-    "pgpark_demand_units": ("gauge", "Units that are held or parked for, up to a bound."),
+    "pgpark_demand_units": ("gauge", "Units held, parked for or due, up to a bound."),
     "pgpark_running_tasks": ("gauge", "Tasks that are running or being stopped."),
     "pgpark_parked_tasks": ("gauge", "Parked tasks by priority, up to a bound."),
     "pgpark_delayed_tasks": ("gauge", "Tasks that wait for a time, up to a bound."),
