@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.conftest import Database
 from tests.gateway.conftest import Gateway
 
-EXAMPLES = 6  # of each operation, good ones and bad ones
+EXAMPLES = 4  # of each operation, good ones and bad ones
 # What the config of a pool may be is not in the document, but in that of the config file.
 UNDOCUMENTED = {"PATCH /pools/{pool}": [positive_data_acceptance]}
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import httpx
+from psycopg.conninfo import make_conninfo
 
 from tests.conftest import Database
+from tests.gateway.conftest import Gateway
 
 
 def test_a_task_is_submitted_and_looked_at(db: Database, admin: httpx.Client) -> None:
@@ -55,3 +59,95 @@ def test_the_trace_of_a_request_goes_with_its_tasks(db: Database, admin: httpx.C
     without = admin.post("/pools/gpu/tasks", json={"payload": 4}).json()["task_id"]
     rows = db.rows("select * from pgpark.park_traces(%s) order by 1", [first, second, third, without])
     assert rows == [{"task_id": task, "traceparent": parent, "tracestate": "a=b"} for task in (first, second)]
+
+
+def test_a_key_makes_a_second_request_the_first(db: Database, admin: httpx.Client) -> None:
+    db.pool()
+    body = {"payload": 1, "tenant": "a"}
+    first, second = (
+        admin.post("/pools/gpu/tasks", json=body, headers={"Idempotency-Key": "order-1"}) for _ in range(2)
+    )
+    assert (second.status_code, second.json()["reason"]) == (202, "duplicate")
+    assert second.json()["task_id"] == first.json()["task_id"]
+    tasks = {"tasks": [body, body | {"idempotency_key": "own"}]}
+    for _ in range(2):
+        rows = admin.post("/pools/gpu/tasks:batch", json=tasks, headers={"Idempotency-Key": "b"}).json()["tasks"]
+    assert [row["reason"] for row in rows] == ["duplicate", "duplicate"]
+    assert db.stats()["parked"] == 3
+    answer = admin.post("/pools/gpu/tasks", json=body | {"idempotency_key": "y"}, headers={"Idempotency-Key": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "different_keys")
+
+
+def test_a_batch_tells_of_each_what_became_of_it(db: Database, admin: httpx.Client) -> None:
+    db.pool()
+    tasks = [{"payload": 1}, {"payload": 2, "units": 25}, {"payload": 3, "run_at": "2999-01-01T00:00:00+23:00"}]
+    answer = admin.post("/pools/gpu/tasks:batch", json={"tasks": tasks})
+    rows = [(row["status"], row["reason"]) for row in answer.json()["tasks"]]
+    assert (answer.status_code, rows) == (202, [("parked", None), ("rejected", "too_large"), ("delayed", None)])
+    bad = {"tasks": [{"payload": 1}, {"payload": "\u0000"}]}
+    assert admin.post("/pools/gpu/tasks:batch", json=bad).status_code == 400
+    assert db.stats()["parked"] == 1
+
+
+def test_a_task_is_cancelled(db: Database, admin: httpx.Client) -> None:
+    db.pool()
+    running, parked = db.parked(), db.parked(tenant="a")
+    db.claim(max_tasks=1)
+    answer = admin.delete(f"/pools/gpu/tasks/{parked}", params={"reason": "not needed"})
+    assert answer.json() == {"task_id": parked, "status": "dropped"}
+    assert db.outcome(parked) == ("dropped", "not needed")
+    assert admin.delete(f"/pools/gpu/tasks/{running}").json()["status"] == "cancelling"
+    beat = admin.post("/pools/gpu/heartbeat", json={"worker": "w", "task_ids": [running]})
+    assert beat.json() == {"stop": [running]}
+    assert admin.delete(f"/pools/gpu/tasks/{parked}").json()["status"] == "finished"
+
+
+def test_a_mailbox_is_read_in_part_and_emptied(db: Database, admin: httpx.Client) -> None:
+    db.pool()
+    for user in ("u", "v"):
+        task = db.parked(tenant="a bü", user_id=user, session_id="s")
+        db.claim()
+        db.finish(task, result=user)
+    path = "/mailbox/a%20b%C3%BC"
+    messages = admin.get(path, params={"since": "2001-01-01T00:00:00Z"}).json()["messages"]
+    assert [message["payload"] for message in messages] == ["u", "v"]
+    assert [m["user_id"] for m in admin.get(path, params={"user": "v", "session": "s"}).json()["messages"]] == ["v"]
+    assert len(admin.get(path, params={"limit": 1}).json()["messages"]) == 1
+    assert admin.get(path, params={"since": "2999-01-01T00:00:00Z"}).json() == {"messages": []}
+    ids = [message["message_id"] for message in messages]
+    assert admin.post(f"{path}/ack", json={"message_ids": [*ids, 999]}).json() == {"acknowledged": 2}
+    assert admin.get(path).json() == {"messages": []}
+
+
+def test_settings_are_changed_one_by_one(db: Database, admin: httpx.Client) -> None:
+    db.pool(max_bypass=4, retry={"max_attempts": 3, "backoff_secs": 2})
+    changes = {"max_units": 48, "retry": {"max_attempts": 5}, "max_bypass": None}
+    assert admin.patch("/pools/gpu", json=changes).json() == {"result": "changed"}
+    assert admin.patch("/pools/gpu", json=changes).json() == {"result": "unchanged"}
+    pool = admin.get("/pools/gpu").json()["pool"]
+    assert pool["config"] == {"max_units": 48, "retry": {"max_attempts": 5, "backoff_secs": 2}}
+    for wrong in ({"max_unit": 1}, {"max_units": 0}, {"max_units": None}):
+        answer = admin.patch("/pools/gpu", json=wrong)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+    assert admin.patch("/pools/nowhere", json=changes).status_code == 404
+    assert admin.post("/pools/gpu/state", json={"state": "paused"}).json() == {"state": "paused"}
+    assert admin.get("/pools/gpu").json()["stats"]["state"] == "paused"
+
+
+def test_a_gateway_whose_role_may_little_lets_its_tokens_do_no_more(
+    db: Database, gateways: Callable[..., Gateway], role: str
+) -> None:
+    db.pool()
+    for kind in ("producer", "worker"):
+        db.rows("select pgpark.park_grant(%s, %s)", role, kind)
+    gateway = gateways(dsn=make_conninfo(db.dsn, options=f"-c role={role}"))
+    admin = gateway.client("admin")
+    assert admin.get("/ready").status_code == 200
+    task = admin.post("/pools/gpu/tasks", json={"payload": 1, "tenant": "a"}).json()["task_id"]
+    assert admin.post("/pools/gpu/claims", json={"worker": "w"}).json()["tasks"][0]["task_id"] == task
+    outcomes = {"outcomes": [{"task_id": task, "attempt": 1}]}
+    assert admin.post("/pools/gpu/finish", json=outcomes).json()["outcomes"][0]["accepted"]
+    assert admin.get(f"/pools/gpu/tasks/{task}/result", params={"wait": 5}).status_code == 200
+    answer = admin.patch("/pools/gpu", json={"max_units": 5})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    assert gateway.client("producer", tenants=["b"]).get(f"/pools/gpu/tasks/{task}").status_code == 404
