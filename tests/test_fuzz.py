@@ -36,8 +36,8 @@ SABOTAGES = {
     ),
     "a claim that books a unit too much": (
         "_book_start",
-        "_book_start.units);",
-        "_book_start.units + 1);",
+        "_book_start.units, now_",
+        "_book_start.units + 1, now_",
         "units in use are not those of what runs",
     ),
 }

@@ -25,8 +25,8 @@ def test_a_soak_finds_no_violation(dsn: str, tmp_path: Path) -> None:
 
 SMALL = Plan(admissions=4_000, connections=8, processes=2, units=500, waiting=300, held_open=0.3)
 
-KEEPING = "else 0 end\n      from ended e\n      join pool p using (pool_id)\n"
-LOSING = "else 0 end from ended e join pool p using (pool_id) where e.task_id % 100 <> 0"
+KEEPING = "else 0 end, e.msg_id\n      from ended e\n      join pool p using (pool_id)\n"
+LOSING = "else 0 end, e.msg_id from ended e join pool p using (pool_id) where e.task_id % 100 <> 0"
 
 # What is done wrong, and the checks of which one must find it: the function, what is right in it, what stands there
 # instead. Those of one group are found by different checks, so they share a run.

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 # Leases short enough to lapse while one watches; lost attempts cost nothing here, but for poison.
 CONFIG: dict[str, Any] = {
     "max_units": 12,
+    "audit": True,
     "max_queue_depth": 40,
     "lease_secs": 1.5,
     "max_bypass": 3,
