@@ -209,8 +209,8 @@ $$;
 
 comment on function pgpark.park_change_pool is
 'Changes the settings of a pool that changes names and leaves the others. changes: an object of config keys, merged into the
-config as in RFC 7396: objects key by key, null takes a key away. Returns changed or unchanged. Errors: those of
-park_put_pool, and 42704 (no such pool).';
+config as in RFC 7396: objects key by key, null takes a key away. Returns changed or unchanged. Errors: 42704 (no such pool)
+and those of park_put_pool: 22023 (names the key), 42710, 25001, 42501.';
 
 -- Two JSON values merged as in RFC 7396.
 create or replace function pgpark._merged(value jsonb, changes jsonb) returns jsonb
