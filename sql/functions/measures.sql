@@ -169,7 +169,7 @@ set enable_sort = off
 as $$
 #variable_conflict use_column
 declare
-  most int := least(greatest(10000, 4 * lot.max_units::bigint), pgpark._counted());
+  most int := least(greatest(10000, 4 * lot.max_units::bigint), pgpark._counted())::int;
   now_ timestamptz := pgpark._now();
   done timestamptz := (select f.due_to from pgpark._floors(lot.pool_id) f);
 begin
@@ -308,7 +308,7 @@ set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
-  none constant jsonb := '{}';
+  none constant jsonb := '{}'::jsonb;
   parked bigint[] := pgpark._parked_by_priority(lot.pool_id);
 begin
   return query
@@ -364,7 +364,7 @@ set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
-  none constant jsonb := '{}';
+  none constant jsonb := '{}'::jsonb;
   floor_ bigint := (select f.entry_floor from front f where f.pool_id = lot.pool_id);
   sums record;
 begin

@@ -64,6 +64,8 @@ def test_a_session_that_warmed_up_on_an_empty_ledger_never_scans_a_full_one(db: 
         db.rows("select from pgpark.park_explain('gpu')")
         db.rows("select pgpark.park_lot('gpu')")
         db.rows("select pgpark.park_lot()")
+        db.rows("select * from pgpark.park_metrics()")
+        db.rows("select * from pgpark.park_history('gpu')")
         db.rows("select from pgpark.park_retry(%s)", task)
         db.rows("select pgpark.park_ack(array(select message_id from pgpark.park_result(%s)))", task)
 
