@@ -15,7 +15,7 @@ create or replace function pgpark.park_follow(
   pool text default null,
   max_messages int default 50)
 returns setof pgpark.followed
-language plpgsql
+language plpgsql stable
 security definer
 set search_path = pgpark, pg_temp
 set enable_seqscan = off

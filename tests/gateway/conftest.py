@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import socket
@@ -30,10 +31,14 @@ class Gateway:
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=5)
         self.server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._clients = contextlib.ExitStack()
         self._thread.start()
         wait_for(lambda: self.server.started, what="for the gateway")
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self.server.serve(sockets=[self._socket])
 
     def secret(self, *kinds: str, **scope: Any) -> str:
         """A new token; scope: arguments of park_create_token."""
@@ -49,6 +54,7 @@ class Gateway:
 
     def close(self) -> None:
         self._clients.close()
+        self._loop.call_soon_threadsafe(self.app.state.hub.stop)
         self.server.should_exit = True
         self._thread.join(20)
         assert not self._thread.is_alive(), "the gateway does not stop"

@@ -272,7 +272,7 @@ def test_a_full_pool_answers_at_once_while_500_clients_wait(db: Database, gatewa
 
     def look_around() -> None:
         connections = "select count(*) from pg_stat_activity where datname = current_database() and pid <> %s"
-        assert watching(gateway) == 500
+        wait_for(lambda: watching(gateway) == 500)
         assert db.value(connections, db.connection.info.backend_pid) <= 6  # five, and the one that listens
         client = gateway.client()
         answers = [client.post("/pools/gpu/tasks", json={"payload": 1}) for _ in range(20)]
