@@ -39,7 +39,8 @@ class Connections:
         self._settings = settings
         self._pool: AsyncConnectionPool[AsyncConnection[dict[str, Any]]] = AsyncConnectionPool(
             settings.dsn,
-            kwargs=options(settings.dsn, prepare=settings.listen) | {"row_factory": dict_row},
+            # Unprepared: in a pipeline that fails, psycopg takes for prepared what the server has passed over.
+            kwargs=options(settings.dsn, prepare=False) | {"row_factory": dict_row},
             min_size=1,
             max_size=settings.max_connections,
             timeout=settings.connection_secs,
