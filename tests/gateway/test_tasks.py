@@ -151,3 +151,13 @@ def test_a_gateway_whose_role_may_little_lets_its_tokens_do_no_more(
     answer = admin.patch("/pools/gpu", json={"max_units": 5})
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
     assert gateway.client("producer", tenants=["b"]).get(f"/pools/gpu/tasks/{task}").status_code == 404
+
+
+def test_a_refusal_does_not_spoil_the_connection_for_those_who_come_after(
+    db: Database, gateways: Callable[..., Gateway]
+) -> None:
+    """What is prepared in a transaction that has failed already is not."""
+    db.pool()
+    client = gateways(max_connections=1).client()
+    for pool in (["gpu"] * 5 + ["nowhere"]) * 2 + ["gpu"]:
+        assert client.get(f"/pools/{pool}").status_code == (200 if pool == "gpu" else 404)
