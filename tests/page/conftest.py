@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pgpark import Worker, WorkerSettings
 from pgpark.executors import FunctionExecutor
@@ -22,6 +22,9 @@ from tests.conftest import Database
 from tests.gateway.conftest import Gateway, gateway, gateways
 
 __all__ = ["gateway", "gateways"]
+
+
+expect.set_options(timeout=20_000)
 
 
 @contextlib.contextmanager

@@ -261,7 +261,7 @@ def test_a_token_that_is_revoked_or_wrong_is_asked_for_again(db: Database, visit
     page.get_by_label("Token").fill(gateway.secret("reader"))
     page.get_by_role("button", name="Sign in").click()
     expect(page.locator("#pool-name")).to_have_text("gpu")
-    db.rows("select pgpark.park_revoke_token('token 1')")
+    db.rows("select pgpark.park_revoke_token(name) from pgpark.park_tokens()")
     expect(page.get_by_label("Token")).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0
 
