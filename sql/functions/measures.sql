@@ -1,11 +1,14 @@
 -- Numbers for monitors, autoscalers and pages that draw: what a pool does now, what it has done, and what it would need.
 -- Reads the live tasks as far as a bound, and what functions/_measures.sql keeps; never the mailbox. So it costs the same
 -- however much has ended, and no more than so much however much is parked. All numbers of one call are of one moment.
+--
+-- JIT is off: before PostgreSQL 18 it compiles at each call what is seldom dear: docs/decisions/0008.
 
 create or replace function pgpark.park_metrics(pool text default null) returns setof pgpark.metric
 language plpgsql stable
 security definer
 set search_path = pgpark, pg_temp
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -32,6 +35,7 @@ create or replace function pgpark.park_demand(pool text) returns bigint
 language plpgsql stable
 security definer
 set search_path = pgpark, pg_temp
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -62,6 +66,7 @@ set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -357,3 +357,10 @@ def test_a_pool_that_is_dropped_takes_its_history_along(db: Database) -> None:
     fold(db)
     db.rows("select pgpark.park_drop_pool('gpu')")
     assert db.value("select (select count(*) from pgpark.history) + (select count(*) from pgpark.tally)") == 0
+
+
+def test_what_reads_measures_is_not_compiled_at_each_call(db: Database) -> None:
+    """Before PostgreSQL 18 that took seconds: plans without sequential scans seem dear to it."""
+    settings = "select proconfig from pg_proc where pronamespace = 'pgpark'::regnamespace and proname = %s"
+    for name in ("park_metrics", "park_history", "park_demand", "_fold_tally"):
+        assert "jit=off" in db.value(settings, name), name
