@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 from tests.cli.test_commands import Pgpark, pgpark
 from tests.conftest import Database
@@ -65,6 +66,8 @@ def test_follow_tells_each_event_once_also_one_that_is_committed_late(db: Databa
         command, env=os.environ | {"PGPARK_DSN": dsn}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
+        patience = threading.Timer(60, process.kill)  # what never comes would be waited for
+        patience.start()
         try:
             lines = [process.stdout.readline()]  # the last of before
             third = db.parked()
@@ -72,6 +75,7 @@ def test_follow_tells_each_event_once_also_one_that_is_committed_late(db: Databa
             late.connection.execute("commit")
             lines.append(process.stdout.readline())
         finally:
+            patience.cancel()
             process.terminate()
         rest = process.stdout.read()
     late.close()
