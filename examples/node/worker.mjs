@@ -28,7 +28,8 @@ process.on("SIGTERM", () => {
   stopping = true;
   wake();
 });
-const beating = setInterval(heartbeat, (LEASE_SECS * 1000) / 3);
+let beat = Promise.resolve(); // the last heartbeat
+const beating = setInterval(() => (beat = heartbeat()), (LEASE_SECS * 1000) / 3);
 
 while (!stopping) {
   const heard = new Promise((resolve) => (wake = resolve)); // before looking, so that nothing is missed
@@ -42,6 +43,7 @@ while (!stopping) {
 }
 
 clearInterval(beating);
+await beat; // end() would cut it off
 for (const [task_id, { attempt, stop }] of running) {
   stop.abort("released");
   await db.query("select pgpark.park_release(task_id => $1, attempt => $2)", [task_id, attempt]); // back in its old place

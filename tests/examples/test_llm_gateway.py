@@ -433,7 +433,7 @@ def test_without_pgpark_the_server_runs_out_of_memory_and_with_it_never(dsn: str
     command = [sys.executable, str(EXAMPLE / "experiment.py"), "--requests", "20", "--within", "0.3", "--speed", "160",
                "--workers", "1", "--dsn", dsn, "--json", str(figures)]  # fmt: skip
     started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     found = json.loads(figures.read_text())
     direct, by_count, parked = found["outcomes"]
