@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from pgmq.install import get_embedded_install_sql, get_embedded_sql_version
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
@@ -135,6 +134,8 @@ def plan(connection: psycopg.Connection[DictRow]) -> Plan:
 
 def script() -> str:
     """One script that `psql -1 -f` applies to an empty database with the same result as `migrate`."""
+    from pgmq.install import get_embedded_sql_version
+
     parts = [
         "-- pgpark, for PostgreSQL 14 or newer. For a database without it: psql -1 -v ON_ERROR_STOP=1 -f FILE\n"
         f"-- Carries pgmq {get_embedded_sql_version()} for servers that do not offer the extension.\n"
@@ -153,6 +154,9 @@ def script() -> str:
 
 def pgmq_script() -> str:
     """sql/pgmq.sql with pgmq's own install script filled in."""
+    # Here, because it loads SQLAlchemy where that is installed, half of what a command took to start.
+    from pgmq.install import get_embedded_install_sql, get_embedded_sql_version
+
     return (
         _read("pgmq.sql")
         .replace("{required}", REQUIRED_PGMQ)

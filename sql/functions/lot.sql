@@ -10,6 +10,7 @@ create or replace function pgpark.park_lot(pool text default null, max_tasks int
 language plpgsql stable
 security definer
 set search_path = pgpark, pg_temp
+set jit = off  -- as for park_metrics: functions/measures.sql
 as $$
 #variable_conflict use_column
 declare
