@@ -25,7 +25,14 @@ _LOOK_BACK = timedelta(minutes=1)
 
 @click.command()
 @click.argument("pool", required=False)
-@click.option("--task", "task_id", type=click.IntRange(min=0), metavar="ID", help="Only this task's.")
+@click.option(
+    "--task",
+    "task_id",
+    envvar="PGPARK_AUDIT_TASK",
+    type=click.IntRange(min=0),
+    metavar="ID",
+    help="Only this task's.",
+)
 @click.option("--tenant", help="Only this tenant's.")
 @click.option("--event", help="Only these: submitted, rejected, started, completed, failed, retried, ...")
 @click.option(
