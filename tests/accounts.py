@@ -38,7 +38,8 @@ RULES = {
         where not exists (select from pgpark.pool p where p.pool_id = t.pool_id)""",
 }
 # What the audit tells of a task, a letter an event, and what it must have told, in a pool that has had an audit since
-# its first task.
+# its first task. A claim looks at the clock before it looks at the tasks, so a task that is submitted in between has
+# started some moments before.
 AUDIT = """
     with told as (
       select a.task_id,
@@ -46,7 +47,7 @@ AUDIT = """
                                      when 'retried' then ')' when 'released' then ')' when 'lost' then ')'
                                      else '.' end, '' order by a.event_id) as story,
              (array_agg(row(a.event, a.reason, a.worker) order by a.event_id desc))[1]::text as last,
-             count(*) filter (where a.at < s.at) as early
+             count(*) filter (where a.at < s.at - interval '5 seconds') as early
       from pgpark.audit a
       join pgpark.pool p on p.name = a.pool and p.audit
       join pgpark.audit s on s.task_id = a.task_id and s.event = 'submitted'

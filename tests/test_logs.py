@@ -19,6 +19,12 @@ from tests.conftest import Database, wait_for
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def nothing_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that another test ran in this process has said what each of its lines says."""
+    monkeypatch.setattr(logs, "_process", {})
+
+
 class Hostile:
     def __str__(self) -> str:
         raise OSError("no text of mine")

@@ -251,7 +251,8 @@ class Lot:
         self._observer.join(10)
         assert self._observer.looks, "nobody looked"
         assert not self._observer.over, f"over capacity: {self._observer.over[:3]}"
-        assert accounts.faults(self.dsn) == []
+        faults = accounts.faults(self.dsn)
+        assert faults == [], f"{len(faults)} faults: {faults[:3]}"
         with contextlib.closing(connect(self.dsn)) as connection:
             assert calls.run_on(connection, calls.doctor()) == []
         outcomes = accounts.outcomes(self.dsn, accepted)

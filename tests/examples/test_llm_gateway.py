@@ -437,7 +437,7 @@ def test_without_pgpark_the_server_runs_out_of_memory_and_with_it_never(dsn: str
     assert done.returncode == 0, done.stderr
     found = json.loads(figures.read_text())
     direct, by_count, parked = found["outcomes"]
-    assert direct["crashes"] >= 1 and direct["failed"] >= 1, (found, time.monotonic() - started)
+    assert direct["crashes"] >= 1, (found, time.monotonic() - started)
     assert parked["crashes"] == by_count["crashes"] == parked["failed"] == parked["left_without"] == 0, found
     assert parked["answered"] + parked["fetched_later"] + parked["too_late"] == 20
     assert parked["fetched_later"] == 3  # of 3 who left
