@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 import httpx
 import psycopg
@@ -45,13 +46,13 @@ def look_at_the_setting(connection: psycopg.Connection[psycopg.rows.DictRow]) ->
     print(f"_is_stranger, asked by every call: {before:.2f} us before, {after:.2f} us with the look")
 
 
-async def per_second(submit: Callable[[int], object]) -> float:
+async def per_second(submit: Callable[[int], AbstractAsyncContextManager[Callable[[], Awaitable[object]]]]) -> float:
     """How often `submit` is done a second by all clients."""
     until, done = time.perf_counter() + SECS, 0
 
     async def client(number: int) -> None:
         nonlocal done
-        async with submit(number) as once:  # type: ignore[attr-defined]
+        async with submit(number) as once:
             while time.perf_counter() < until:
                 await once()
                 done += 1
