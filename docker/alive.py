@@ -11,15 +11,15 @@ import os
 import sys
 from http.client import HTTPConnection, HTTPException
 
-_PATHS = {"PGPARK_WORKER_METRICS_PORT": "/metrics", "PGPARK_SERVE_PORT": "/health"}
+_PORTS = ("PGPARK_WORKER_METRICS_PORT", "PGPARK_SERVE_PORT")
 _PATIENCE_SECS = 3.0
 
 
-def trouble(port: str, path: str) -> str | None:
+def trouble(port: str) -> str | None:
     """What is wrong with the server at this port; None when it answers that it is well."""
     try:
         connection = HTTPConnection("127.0.0.1", int(port), timeout=_PATIENCE_SECS)
-        connection.request("GET", path)
+        connection.request("GET", "/health")
         status = connection.getresponse().status
     except (OSError, ValueError, HTTPException) as error:
         return f"port {port}: {error}"
@@ -27,6 +27,6 @@ def trouble(port: str, path: str) -> str | None:
 
 
 if __name__ == "__main__":
-    troubles = [trouble(os.environ[name], path) for name, path in _PATHS.items() if os.environ.get(name)]
+    troubles = [trouble(os.environ[name]) for name in _PORTS if os.environ.get(name)]
     if None not in troubles:
-        sys.exit("; ".join(filter(None, troubles)) or f"set one of {', '.join(_PATHS)}")
+        sys.exit("; ".join(filter(None, troubles)) or f"set one of {', '.join(_PORTS)}")

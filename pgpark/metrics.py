@@ -1,27 +1,22 @@
 """Metrics in the text format of Prometheus: those of pools, as park_metrics tells them, and a worker's own.
 
-Needs prometheus-client (the extra `gateway`), which is imported by those who serve metrics alone. What each metric
-means: docs/operations/metrics.md.
+A gateway serves the first (gateway/metrics.py), a worker both (exporter.py). Needs prometheus-client (the extra
+`gateway`), which is imported by those who serve metrics alone. What each metric means: docs/operations/metrics.md.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric as Family
 
-from pgpark.errors import BadInputError
 from pgpark.measures import WorkerMeasures
 
 if TYPE_CHECKING:
     from pgpark.models import Metric
     from pgpark.worker import Worker
-
-log = logging.getLogger("pgpark.worker")
 
 # By the name of a family: its type, and what it is.
 POOL_FAMILIES = {
@@ -72,7 +67,12 @@ def pool_text(rows: Iterable[Metric]) -> bytes:
     return _text(families.values())
 
 
-def worker_families(worker: Worker) -> Iterator[Family]:
+def worker_text(worker: Worker) -> bytes:
+    """A worker's own as Prometheus reads them."""
+    return _text(_worker_families(worker))
+
+
+def _worker_families(worker: Worker) -> Iterator[Family]:
     """A worker's own."""
     measures, pool = worker.measures, worker.pool
     runs = worker.held()
@@ -104,35 +104,6 @@ def worker_families(worker: Worker) -> Iterator[Family]:
         else:
             _add_histogram(family, name, pool, measures)
         yield family
-
-
-@contextlib.contextmanager
-def serving(worker: Worker, host: str, port: int) -> Iterator[int]:
-    """Serves a worker's own metrics over HTTP, from a thread; yields the port. Raises BadInputError if it is taken."""
-    registry = CollectorRegistry()
-    registry.register(_Collector(worker))
-    try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise BadInputError(f"cannot serve metrics on {host}, port {port}: {error.strerror or error}") from None
-    log.info("metrics on http://%s:%d/metrics", host, server.server_port)
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
-
-
-class _Collector:
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def collect(self) -> Iterator[Family]:
-        return worker_families(self._worker)
-
-    def describe(self) -> list[Family]:
-        return []  # else it would be asked for its numbers as soon as it is registered
 
 
 class _Given:

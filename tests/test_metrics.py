@@ -1,4 +1,4 @@
-"""A worker's own metrics, as Prometheus reads them."""
+"""What Prometheus reads of a worker and its pool."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import re
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import pytest
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
-from pgpark import Worker, WorkerSettings
+from pgpark import Worker, WorkerSettings, exporter
 from pgpark.executors import FunctionExecutor
+from pgpark.exporter import PoolNumbers, serving
 from pgpark.measures import WorkerMeasures
-from pgpark.metrics import WORKER_FAMILIES, serving
+from pgpark.metrics import POOL_FAMILIES, WORKER_FAMILIES
 from tests.conftest import Database, wait_for
 
 
@@ -123,20 +127,88 @@ def test_a_run_is_counted_in_each_bucket_that_it_fits() -> None:
     assert [counts[bound] for bound in ("0.005", "0.01", "5", "10", "86400", "+Inf")] == [1, 2, 2, 3, 3, 4]
 
 
+@contextlib.contextmanager
+def told(dsn: str) -> Iterator[str]:
+    """The address of a worker that does nothing, and tells of its pool."""
+    idle = Worker(WorkerSettings(dsn, "gpu", name="w"), FunctionExecutor(print))
+    with serving(idle, "127.0.0.1", 0, PoolNumbers(dsn, "gpu")) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def got(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def test_a_worker_tells_what_a_gateway_would_of_its_pool(db: Database) -> None:
+    db.pool(max_units=10)
+    db.pool("other")
+    db.parked(units=3, priority="high")
+    with told(db.dsn) as url:
+        families = list(parsed(got(url + "/metrics")))
+    samples = {(sample.name, *sample.labels.items()): sample.value for family in families for sample in family.samples}
+    assert {family.name for family in families} == POOL_FAMILIES.keys() | WORKER_FAMILIES.keys()
+    assert {sample.labels["pool"] for family in families for sample in family.samples} == {"gpu"}
+    assert samples["pgpark_capacity_units", ("pool", "gpu")] == 10
+    assert samples["pgpark_parked_tasks", ("pool", "gpu"), ("priority", "high")] == 1
+    assert samples["pgpark_demand_units", ("pool", "gpu")] == 3
+
+
+def test_a_database_that_does_not_answer_takes_only_the_pools_numbers(
+    db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    db.pool()
+    monkeypatch.setattr(exporter, "_FRESH_SECS", 0.0)
+    with told(db.dsn) as url:
+        assert "pgpark_capacity_units{" in got(url + "/metrics")
+        with psycopg.connect(db.dsn) as other:
+            other.execute("lock table pgpark.tally")
+            monkeypatch.setattr(exporter, "_PATIENCE_SECS", 0.2)
+            for _ in range(2):
+                text = got(url + "/metrics")
+                assert "pgpark_worker_concurrency{" in text
+                assert "pgpark_capacity_units" not in text
+            assert got(url + "/health") == "alive\n"
+            asking = "select count(*) from pg_stat_activity where query ~ 'park_metrics' and state = 'active'"
+            assert db.value(asking + " and pid <> pg_backend_pid()") == 1
+        assert wait_for(lambda: "pgpark_capacity_units{" in got(url + "/metrics"))
+    assert [record.message for record in caplog.records if "no metrics" in record.message] == [
+        "no metrics of pool gpu: no answer of the database within 0.2 s"
+    ]
+
+
+def test_what_is_not_there_says_what_is(db: Database) -> None:
+    with told(db.dsn) as url, pytest.raises(urllib.error.HTTPError) as refused:
+        got(url + "/")
+    assert (refused.value.code, refused.value.read()) == (404, b"there are /metrics and /health\n")
+
+
+def test_scrapes_close_together_ask_the_database_once(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    db.pool()
+    monkeypatch.setattr(exporter, "_FRESH_SECS", 600.0)
+    with told(db.dsn) as url:
+        before = got(url + "/metrics")
+        db.parked()
+        assert [line for line in got(url + "/metrics").splitlines() if "demand_units" in line] == [
+            line for line in before.splitlines() if "demand_units" in line
+        ]
+
+
 def worker(db: Database, *options: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pgpark", "worker", "gpu", "--exec", "true", "--dsn", db.dsn, *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment or None)
 
 
-def test_the_command_serves_metrics_and_says_where(db: Database) -> None:
+@pytest.mark.parametrize("options", [[], ["--no-metrics-pool"]])
+def test_the_command_serves_metrics_and_says_where(db: Database, options: list[str]) -> None:
     db.pool()
-    with worker(db, "--metrics-port", "0") as process:
+    with worker(db, "--metrics-port", "0", *options) as process:
         assert process.stderr is not None
         try:
             line = next(line for line in process.stderr if "metrics on" in line)
-            url = re.findall(r"http://127\.0\.0\.1:\d+/metrics", line)[0]
-            with urllib.request.urlopen(url, timeout=30) as answer:
-                assert b'pgpark_worker_concurrency{pool="gpu"} 8.0' in answer.read()
+            text = got(re.findall(r"http://127\.0\.0\.1:\d+/metrics", line)[0])
+            assert 'pgpark_worker_concurrency{pool="gpu"} 8.0' in text
+            assert ('pgpark_capacity_units{pool="gpu"}' in text) == (not options)
         finally:
             process.terminate()
         assert process.wait(30) == 0

@@ -81,9 +81,14 @@ from pgpark.worker import Worker, WorkerSettings, default_name
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
-    help="Serve this worker's own metrics for Prometheus on this port (0: any that is free, see the log).",
+    help="Serve metrics of this worker and of its pool for Prometheus on this port (0: any that is free, see the log).",
 )
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address for --metrics-port.")
+@click.option(
+    "--metrics-pool/--no-metrics-pool",
+    default=True,
+    help="Whether --metrics-port serves the pool's numbers too (default: yes; no where a gateway is scraped for them).",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log each task, and the tracebacks of handlers that fail.")
 @log_json_option
 @database_options
@@ -103,6 +108,7 @@ def worker(
     notifier: bool,
     metrics_port: int | None,
     metrics_host: str,
+    metrics_pool: bool,
     verbose: bool,
     log_json: bool,
 ) -> None:
@@ -131,7 +137,7 @@ def worker(
             ),
             executor,
         )
-        with _metrics(working, metrics_host, metrics_port):
+        with _metrics(working, metrics_host, metrics_port, dsn if metrics_pool else None):
             clean = working.run()
     if not clean:  # a handler that cannot be stopped; its task is released, so it must not go on
         telemetry.flush()
@@ -139,19 +145,19 @@ def worker(
         os._exit(0)
 
 
-def _metrics(worker: Worker, host: str, port: int | None) -> contextlib.AbstractContextManager[object]:
-    """Serves metrics of a worker, if there is a port for them."""
+def _metrics(worker: Worker, host: str, port: int | None, dsn: str | None) -> contextlib.AbstractContextManager[object]:
+    """Serves metrics of a worker, if there is a port for them; of its pool too, if there is a DSN to ask."""
     if port is None:
         return contextlib.nullcontext()
     try:
-        from pgpark.metrics import serving
+        from pgpark.exporter import PoolNumbers, serving
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("pgpark"):
             raise
         raise BadInputError(
             f"{error.name} is not installed; --metrics-port needs: pip install 'pgpark[gateway]'"
         ) from None
-    return serving(worker, host, port)
+    return serving(worker, host, port, PoolNumbers(dsn, worker.pool) if dsn is not None else None)
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Response
 from psycopg import sql
@@ -65,11 +65,11 @@ async def submit(
     if key is not None and given.setdefault("idempotency_key", key) != key:
         raise GatewayError(409, "different_keys", "Idempotency-Key and idempotency_key are not the same")
     submitting = telemetry.forwarding(calls.submit(pool, **given), traceparent, tracestate)
-    submitted, position = await caller.call_all(*_and_position(submitting))
+    submitted = await caller.call(_with_position(submitting))
     if not submitted.accepted:
         raise refusal(submitted.reason, pool)
     response.headers["Location"] = f"/pools/{pool}/tasks/{submitted.task_id}"
-    return SubmittedTask(**submitted.model_dump(), position=position)
+    return submitted
 
 
 @router.get("/pools/{pool}/tasks/{task_id}", responses=documented())
@@ -155,16 +155,9 @@ def refusal(reason: str | None, pool: str) -> GatewayError:
     return GatewayError(status, reason or "refused", f"pool {pool}: {message}", hint, retry_after=retry_after)
 
 
-def _and_position(submit: Call[Submitted]) -> tuple[Call[Submitted], Call[int | None]]:
-    """Submits, and looks how many are ahead, in one round trip: the second statement finds the id in a setting."""
-    noting = sql.SQL("select s.*, set_config('pgpark.submitted', cast(s.task_id as text), true) from ({}) s")
-    looking = sql.SQL(
-        "select (select s.position from pgpark.park_status(cast(nullif(current_setting('pgpark.submitted', true), '')"
-        " as bigint)) s) as position"
+def _with_position(submit: Call[Submitted]) -> Call[SubmittedTask]:
+    """Submits, and looks how many are ahead, in one statement."""
+    statement = sql.SQL("select s.*, t.position from ({}) s left join lateral pgpark.park_status(s.task_id) t on true")
+    return Call(
+        statement.format(submit.statement), submit.parameters, lambda rows: SubmittedTask.model_validate(rows[0])
     )
-
-    def first(rows: list[dict[str, Any]]) -> int | None:
-        position: int | None = rows[0]["position"]
-        return position
-
-    return Call(noting.format(submit.statement), submit.parameters, submit.read), Call(looking.format(), {}, first)

@@ -1,7 +1,8 @@
 -- Where a task is now, live or ended.
 
+-- Volatile, so that it sees what its own statement has submitted.
 create or replace function pgpark.park_status(task_id bigint) returns setof pgpark.task_status
-language plpgsql stable
+language plpgsql volatile
 security definer
 set search_path = pgpark, pg_temp
 as $$
@@ -31,7 +32,8 @@ comment on function pgpark.park_status is
 'One task, live or ended; no row for an id that is unknown or whose outcome was taken out of the mailbox.
 status: parked, delayed, running, cancelling, or the outcome completed, failed, expired, dropped. position: for a parked
 task how many are ahead of it, 1000 meaning that many or more; tasks that their tenant''s limit keeps waiting are ahead
-of that tenant''s tasks alone. started_at: of the latest attempt.';
+of that tenant''s tasks alone. started_at: of the latest attempt. May look at what its own statement submits: select s.*,
+t.position from pgpark.park_submit(''gpu'', ''{}'') s left join lateral pgpark.park_status(s.task_id) t on true.';
 
 -- How many tasks are ahead of a parked one, counted up to 1000: those in line that rank before it, and for one that its
 -- tenant's limit keeps out of the line also the tenant's tasks before it that are out of it.

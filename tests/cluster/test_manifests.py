@@ -204,8 +204,7 @@ def test_no_probe_that_kills_asks_the_database(build: str) -> None:
             probes = {kind: container[kind]["httpGet"]["path"] for kind in container if kind.endswith("Probe")}
             assert probes.pop("readinessProbe", "/ready") == "/ready"
             if "migrate" not in name:
-                path = {"pgpark-worker": "/metrics", "pgpark-gateway": "/health"}[name]
-                assert probes == {"startupProbe": path, "livenessProbe": path}
+                assert probes == {"startupProbe": "/health", "livenessProbe": "/health"}
 
 
 @pytest.mark.parametrize("build", BUILDS)

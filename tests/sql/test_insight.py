@@ -51,6 +51,20 @@ def test_position_stops_counting_at_a_thousand(db: Database) -> None:
     assert db.status(db.value("select min(task_id) + 999 from pgpark.task"))["position"] == 999
 
 
+@pytest.mark.parametrize(("depth", "places"), [(None, [0, 1, 2]), (2, [0, 1, None])])
+def test_a_statement_submits_and_sees_the_place_in_line(db: Database, depth: int | None, places: list[int]) -> None:
+    db.pool(max_queue_depth=depth)
+    seen = [
+        db.value(
+            "select t.position from pgpark.park_submit('gpu', '1') s"
+            " left join lateral pgpark.park_status(s.task_id) t on true"
+        )
+        for _ in range(3)
+    ]
+    assert seen == places
+    assert db.stats()["parked"] == 3 - places.count(None)  # submitted once each
+
+
 def test_stats_count_each_kind(db: Database) -> None:
     db.pool(max_units=10, retry={"max_attempts": 2, "backoff_secs": 100})
     done, failing, running = db.parked(units=3), db.parked(units=3), db.parked(units=4)
