@@ -1,6 +1,6 @@
 """From one description of a call to a method of sync pools and an awaitable one of asyncio pools.
 
-A description is a function of calls.py. As an attribute of both kinds of pool it becomes a method with the arguments of
+A description is a function of calls/. As an attribute of both kinds of pool it becomes a method with the arguments of
 the description, which returns the result on a `Pool` and a coroutine of it on an `AsyncPool`. Type checkers see that.
 """
 

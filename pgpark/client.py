@@ -1,4 +1,4 @@
-"""Clients: a connection that runs the calls of calls.py, sync or async, and waits for outcomes."""
+"""Clients: a connection that runs the calls of calls/, sync or async, and waits for outcomes."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _disable(pool: str) -> Call[None]:
 
 
 class BasePool(Generic[PayloadT, ResultT]):
-    """The calls of a pool, each described once in calls.py. Methods raise the errors of pgpark.errors."""
+    """The calls of a pool, each described once in calls/. Methods raise the errors of pgpark.errors."""
 
     submit = Submit(calls.submit)
     submit_many = SubmitMany(calls.submit_many)
