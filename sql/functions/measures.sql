@@ -177,26 +177,14 @@ declare
   most int := least(greatest(10000, 4 * lot.max_units::bigint), pgpark._counted())::int;
   now_ timestamptz := pgpark._now();
   done timestamptz := (select f.due_to from pgpark._floors(lot.pool_id) f);
+  lanes constant text[] := array(select l from pgpark._lanes(lot.pool_id) l);
 begin
   return pgpark._used_units(lot.pool_id) + (
     select coalesce(sum(c.units), 0)::bigint
     from (
-      (select t.units
-       from pgpark._floors(lot.pool_id) f
-       cross join unnest(array[3, 2, 1, 0]) as g (level)
-       cross join lateral (
-         select t.units
-         from task t
-         where t.pool_id = lot.pool_id
-           and t.state = 'parked'
-           and t.lane is null
-           and t.priority = g.level
-           and (t.start_tag, t.task_id) >= (f.tag_floors[g.level + 1], f.task_floors[g.level + 1])
-         order by t.priority desc, t.start_tag, t.task_id
-       ) t
-       limit most)
+      (select t.units from pgpark._in_line(lot.pool_id, array[3, 2, 1, 0], most) t limit most)
       union all
-      (select t.units from task t where t.pool_id = lot.pool_id and t.state = 'parked' and t.lane is not null limit most)
+      (select t.units from pgpark._in_lanes(lot.pool_id, lanes, array[3, 2, 1, 0], most) t limit most)
       union all
       (select t.units  -- due, but there is no worker that would park them
        from task t
@@ -211,50 +199,8 @@ begin
 end
 $$;
 
--- How many tasks are parked by priority, up to a bound for each, from 0; those of tenants with a limit together.
-create or replace function pgpark._parked_by_priority(pool_id int) returns bigint[]
-language plpgsql stable
-set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_sort = off
-as $$
-#variable_conflict use_column
-begin
-  return array(
-    select least(c.parked + (
-      select count(*)
-      from (
-        select l.priority
-        from task l
-        where l.pool_id = _parked_by_priority.pool_id
-          and l.state = 'parked'
-          and l.lane is not null
-        limit pgpark._counted()
-      ) l
-      where l.priority = g.level), pgpark._counted())
-    from pgpark._floors(_parked_by_priority.pool_id) f
-    cross join unnest(array[0, 1, 2, 3]) with ordinality as g (level, ord)
-    cross join lateral (
-      select count(*) as parked
-      from (
-        select from task t
-        where t.pool_id = _parked_by_priority.pool_id
-          and t.state = 'parked'
-          and t.lane is null
-          and t.priority = g.level
-          and (t.start_tag, t.task_id) >= (f.tag_floors[g.level + 1], f.task_floors[g.level + 1])
-        order by t.priority desc, t.start_tag, t.task_id
-        limit pgpark._counted()
-      ) t
-    ) c
-    order by g.ord);
-end
-$$;
-
--- Since when the task waits that could start the longest ago: of the first thousand of each priority, and of those in lanes.
--- In a fair pool whoever waits has a task among the first.
+-- Since when the task waits that could start the longest ago: of the first thousand of each priority, and of the first ten of
+-- each in a lane. In a fair pool whoever waits has a task among the first.
 create or replace function pgpark._longest_waiting(pool_id int) returns timestamptz
 language plpgsql stable
 set search_path = pgpark, pg_temp
@@ -264,41 +210,16 @@ set enable_bitmapscan = off
 set enable_sort = off
 as $$
 #variable_conflict use_column
+declare
+  lanes constant text[] := array(select l from pgpark._lanes(_longest_waiting.pool_id) l);
 begin
-  return least(
-    (select min(t.since)
-     from pgpark._floors(_longest_waiting.pool_id) f
-     cross join unnest(array[3, 2, 1, 0]) as g (level)
-     cross join lateral (
-       select coalesce(t.waits_since, t.created_at) as since
-       from task t
-       where t.pool_id = _longest_waiting.pool_id
-         and t.state = 'parked'
-         and t.lane is null
-         and t.priority = g.level
-         and (t.start_tag, t.task_id) >= (f.tag_floors[g.level + 1], f.task_floors[g.level + 1])
-       order by t.priority desc, t.start_tag, t.task_id
-       limit 1000
-     ) t),
-    (select min(t.since)
-     from (
-       select n.tenant
-       from tenant n
-       where n.pool_id = _longest_waiting.pool_id
-         and n.max_units is not null
-       limit 1000
-     ) n
-     cross join unnest(array[3, 2, 1, 0]) as g (level)
-     cross join lateral (
-       select coalesce(t.waits_since, t.created_at) as since
-       from task t
-       where t.pool_id = _longest_waiting.pool_id
-         and t.state = 'parked'
-         and t.lane = n.tenant
-         and t.priority = g.level
-       order by t.start_tag, t.task_id
-       limit 10
-     ) t));
+  return (
+    select min(coalesce(t.waits_since, t.created_at))
+    from (
+      select * from pgpark._in_line(_longest_waiting.pool_id, array[3, 2, 1, 0], 1000)
+      union all
+      select * from pgpark._in_lanes(_longest_waiting.pool_id, lanes, array[3, 2, 1, 0], 10)
+    ) t);
 end
 $$;
 
@@ -314,7 +235,7 @@ as $$
 #variable_conflict use_column
 declare
   none constant jsonb := '{}'::jsonb;
-  parked bigint[] := pgpark._parked_by_priority(lot.pool_id);
+  parked int[] := pgpark._parked_by_priority(lot.pool_id, pgpark._counted());
 begin
   return query
   select 'pgpark_pool_state', jsonb_build_object('state', s.state), (s.state = lot.state)::int::double precision

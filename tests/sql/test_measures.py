@@ -316,6 +316,17 @@ def test_gauges_are_those_of_the_tasks(db: Database, fairness: str) -> None:
     assert metrics(db)["pgpark_overdue_seconds"] == 45, "a lease of 30 seconds has lapsed"
 
 
+def test_what_is_parked_is_counted_by_priority_up_to_a_bound_for_each(db: Database) -> None:
+    """Also where one lane alone has more of a priority than are counted."""
+    db.pool(max_units=10, tenants={"acme": {"max_units": 1}, "globex": {"max_units": 1}})
+    for tenant, priority, tasks in (("acme", "critical", 7), ("globex", "low", 3), (None, "low", 1), (None, "high", 6)):
+        for _ in range(tasks):
+            db.parked(tenant=tenant, priority=priority)
+    counted = "select pgpark._parked_by_priority(pool_id, %s) from pgpark.pool"
+    assert db.value(counted, 5) == [4, 0, 5, 5]
+    assert db.value(counted, 100) == [4, 0, 6, 7]
+
+
 def test_callbacks_are_counted_by_what_came_of_them(db: Database) -> None:
     db.pool(mailbox={"notifier": {"type": "http", "base_url": "http://localhost:1", "max_attempts": 2}})
     for _ in range(3):

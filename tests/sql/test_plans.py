@@ -1,4 +1,4 @@
-"""What claim and submit do in a crowd: index access only, and no more pages than in an empty lot.
+"""What claims, submits and looks do in a crowd: index access only, and no more pages than in an empty lot.
 
 A pool with a million parked tasks of ten thousand tenants, half of them of one tenant at its limit, a tenth past their
 deadline, and a hundred thousand delayed. Each statement that a call runs is explained (analyze, buffers) by
@@ -167,6 +167,7 @@ def calls(db: Database) -> dict[str, Callable[[], Any]]:
         "an explanation": lambda: db.rows("select from pgpark.park_explain('gpu')"),
         "the picture of the lot": lambda: db.value("select pgpark.park_lot('gpu')"),
         "the picture of all lots": lambda: db.value("select pgpark.park_lot()"),
+        "the metrics": lambda: db.rows("select * from pgpark.park_metrics('gpu')"),
         "raising the floors": lambda: db.rows("select pgpark._raise_floors(p, now()) from pgpark.pool p"),
     }
 
@@ -186,6 +187,7 @@ PAGES = {
     "an explanation": 300,
     "the picture of the lot": 1_500,
     "the picture of all lots": 600,
+    "the metrics": 5_000,  # of up to 100,000 tasks of each priority, counted in the index alone
     "raising the floors": 200,
 }
 PAGES_OF_A_BITE = 60_000  # of up to 1,500 late tasks, each of them a row, a message and an outcome
