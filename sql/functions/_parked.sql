@@ -58,7 +58,7 @@ as $$
 #variable_conflict use_column
 declare
   lanes constant text[] := array(select l from pgpark._lanes(_parked_by_priority.pool_id) l);
-  counts int[] := '{}';
+  counts int[] := array[]::int[];
 begin
   for level in 0 .. 3 loop
     counts := counts || (

@@ -22,6 +22,7 @@ EXPLAINED = {
         ),
         ("_enter_pool", (VOLATILE, UNSEEN, RECHECK), "it locks by a dynamic statement"),
         ("_spare_door", (VOLATILE, UNSEEN, RECHECK), "it makes a table by a dynamic statement"),
+        ("park_status", (VOLATILE, RECHECK), "it sees what its own statement has submitted"),
         ("_front_of_line", (VOLATILE, RECHECK), "it locks rows, in a subquery that plpgsql_check does not look into"),
     )
     for line in lines
