@@ -1,7 +1,8 @@
 """What stands before every route: a token that is known and within its limit, then a body that is not too large.
 
-Who has no token makes us read no body. A token that was seen a moment ago and has no limit is not looked up here; each
-call looks it up anyway, in its own transaction, so that one that was revoked is of no use at once.
+Who has no token makes us read no body, and what anybody may see takes none. A token that was seen a moment ago and has
+no limit is not looked up here; each call looks it up anyway, in its own transaction, so that one that was revoked is of
+no use at once.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgpark import calls
 from pgpark.errors import PgparkError
-from pgpark.gateway.connections import Connections
+from pgpark.gateway.connections import BusyError, Connections
 from pgpark.gateway.errors import GatewayError, from_pgpark, unauthorized
+from pgpark.gateway.settings import GatewaySettings
 
 OPEN = ("/", "/health", "/ready", "/openapi.json")  # paths that anybody may see, and all below these:
 OPEN_BELOW = ("/page/",)
@@ -33,22 +35,24 @@ _MOST_KNOWN = 10_000
 class Guard:
     """ASGI middleware; leaves the hash of the token in scope["state"]["token_hash"]."""
 
-    def __init__(self, app: ASGIApp, connections: Connections, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, connections: Connections, settings: GatewaySettings) -> None:
         self._app = app
         self._connections = connections
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = settings.max_body_bytes
+        self._turn_secs = settings.connection_secs
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
         self._known: OrderedDict[str, float] = OrderedDict()  # tokens without a limit, and when they were looked up
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if scope["path"] in OPEN or scope["path"].startswith(OPEN_BELOW):
+            return await self._app(scope, _again(b"", receive), send)
         headers = Headers(scope=scope)
         try:
-            if not (scope["path"] in OPEN or scope["path"].startswith(OPEN_BELOW)):
-                token_hash = hashlib.sha256(_token(headers).encode()).hexdigest()
-                await self._admit(token_hash)
-                scope.setdefault("state", {})["token_hash"] = token_hash
+            token_hash = hashlib.sha256(_token(headers).encode()).hexdigest()
+            await self._admit(token_hash)
+            scope.setdefault("state", {})["token_hash"] = token_hash
             body = await self._body(headers, receive)
         except PgparkError as error:
             return await from_pgpark(error).response()(scope, receive, send)
@@ -79,12 +83,19 @@ class Guard:
 
     @contextlib.asynccontextmanager
     async def _turn(self, token_hash: str) -> AsyncIterator[None]:
-        """One request of a token at a time, so that a crowd with one token asks once."""
+        """One request of a token at a time, so that a crowd with one token asks once. Each waits for its turn for a
+        moment only: a database that does not answer the first must not make the others wait for one another."""
         lock, users = self._turns.get(token_hash, (asyncio.Lock(), 0))
         self._turns[token_hash] = lock, users + 1
         try:
-            async with lock:
+            try:
+                await asyncio.wait_for(lock.acquire(), self._turn_secs)
+            except asyncio.TimeoutError:
+                raise BusyError("too many requests with this token wait to be let in") from None
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             lock, users = self._turns.pop(token_hash)
             if users > 1:

@@ -24,6 +24,7 @@ from pgpark import calls
 from pgpark.database import connect, require_migrated
 from pgpark.errors import BadInputError, NotGrantedError, PgparkError, one_line
 from pgpark.gateway.app import create_app
+from pgpark.gateway.protocol import ImpatientProtocol
 from pgpark.gateway.settings import GatewaySettings
 
 log = logging.getLogger("pgpark.gateway")
@@ -47,6 +48,7 @@ class _Server(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: ServerSettings, started: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app,
+            http=ImpatientProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 
 from pgpark.gateway.app import create_app
+from pgpark.gateway.protocol import ImpatientProtocol
 from pgpark.gateway.settings import GatewaySettings
 from tests.conftest import Database, wait_for
 
@@ -29,7 +30,7 @@ class Gateway:
         self.app = create_app(settings)
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(self.app, http=ImpatientProtocol, log_level="warning", timeout_graceful_shutdown=5)
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._clients = contextlib.ExitStack()
