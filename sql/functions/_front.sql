@@ -63,6 +63,17 @@ begin
 end
 $$;
 
+-- The same by worker, in one row or several.
+create or replace function pgpark._held_units(pool_id int) returns table (worker text, units bigint)
+language sql stable
+as $$
+  select y.worker, y.units
+  from pgpark.front f
+  join pgpark.tally y on y.pool_id = f.pool_id and y.entry_id > f.entry_floor
+  where f.pool_id = _held_units.pool_id
+    and y.worker is not null;
+$$;
+
 -- Lowers the floors to what waits again. The caller holds the pool's lock.
 create or replace function pgpark._lower_floors(pool_id int) returns void
 language plpgsql

@@ -130,6 +130,15 @@ begin
          (array_agg(e.task_id order by e."position") filter (where e.why in ('no units', 'worker capacity')))[1]
   into places, waiting, limited, head_id
   from pgpark._explain(lot, most) e;
+  if limited then
+    -- Others may be in line behind all that.
+    select places || coalesce(jsonb_object_agg(e.task_id, jsonb_build_array(e."position", e.why)), '{}'),
+           count(*) = 0,
+           (array_agg(e.task_id order by e."position") filter (where e.why in ('no units', 'worker capacity')))[1]
+    into places, limited, head_id
+    from pgpark._explain(lot, least(most, 20), line_only => true) e
+    where e.why <> 'delayed';
+  end if;
   head := (
     select jsonb_build_object(
              'task_id', t.task_id, 'units', t.units, 'priority', pgpark._priority_word(t.priority), 'tenant', t.tenant,

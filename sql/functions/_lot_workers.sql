@@ -58,11 +58,17 @@ begin
       limit pgpark._lot_reach()
     ),
     busy as (
-      select s.*, coalesce(h.running, 0) as running, coalesce(h.units, 0) as used_units
-      from seen s
-      left join (
-        select r.worker, count(*) as running, sum(r.units) as units from unnest(running) r group by r.worker
-      ) h on h.worker = s.worker
+      select e.worker, max(e.max_units) as max_units, max(e.seen_secs) as seen_secs, count(e.task_id) as running,
+             coalesce(sum(e.units), 0)::bigint as used_units
+      from (
+        select s.worker, s.max_units, s.seen_secs, null::bigint as task_id, null::bigint as units from seen s
+        union all
+        select r.worker, null, null, r.task_id, null from unnest(running) r
+        union all
+        select h.worker, null, null, null, h.units from pgpark._held_units(lot.pool_id) h
+      ) e
+      group by e.worker
+      having max(e.seen_secs) is not null
     )
     select jsonb_build_object(
       'count', (select count(*) from seen),

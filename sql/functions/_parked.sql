@@ -73,3 +73,52 @@ begin
   return counts;
 end
 $$;
+
+-- The first so many tasks in rank order of those in lanes, as _read_lanes tells them, but for such as end at the next claim. It
+-- reads a few of each lane, and then, of those lanes that may have more among the first, twice as many, and so on: in all a
+-- few of each lane, and a few times what was asked for, whatever waits behind.
+create or replace function pgpark._first_of_lanes(lot pgpark.pool, now_ timestamptz, most int)
+returns setof pgpark.candidate
+language plpgsql stable
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  deeper text[] := array(select l from pgpark._lanes(lot.pool_id) l);  -- lanes of which more has to be read
+  deep int := greatest(2 * most / greatest(cardinality(deeper), 1), 2);
+  first_ pgpark.candidate[] := array[]::pgpark.candidate[];
+begin
+  while cardinality(deeper) > 0 loop
+    deep := least(deep, most);
+    with known as (
+      select f as candidate, f.tenant, f.priority, f.start_tag, f.task_id, true as able
+      from unnest(first_) f
+      where f.tenant <> all (deeper)
+      union all
+      select l, l.tenant, l.priority, l.start_tag, l.task_id,
+             l.units <= least(lot.max_units, l.max_units) and coalesce(l.deadline > now_, true)
+      from pgpark._read_lanes(lot, now_, deep, deep, deeper) l
+    ),
+    ranked as (
+      select k.*, count(*) filter (where k.able)
+                    over (order by k.priority desc, k.start_tag, k.task_id) - k.able::int as ahead
+      from known k
+    )
+    select array(select r.candidate from ranked r where r.able and r.ahead < most order by r.ahead),
+           array(select r.tenant
+                 from ranked r
+                 where r.tenant = any (deeper)
+                 group by r.tenant
+                 having max(r.ahead) < most and count(*) >= deep and deep < most)
+    into first_, deeper;
+    deep := 2 * deep;
+  end loop;
+  return query select f.* from unnest(first_) f;
+end
+$$;

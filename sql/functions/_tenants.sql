@@ -370,8 +370,9 @@ $$;
 -- the limit lets start: the first so many whose units fit together with those of the tenant's running tasks. Reads at
 -- most depth of these from a lane (last_look: there may be more), and beyond of those that the limit keeps waiting. A
 -- task past its deadline, or too large for its tenant, ends at the next claim and takes no room; for such a few more are
--- read.
-create or replace function pgpark._read_lanes(lot pgpark.pool, now_ timestamptz, depth int, beyond int)
+-- read. tenants: of their lanes alone; null: of all.
+create or replace function pgpark._read_lanes(lot pgpark.pool, now_ timestamptz, depth int, beyond int,
+                                              tenants text[] default null)
 returns setof pgpark.candidate
 language plpgsql stable
 set search_path = pgpark, pg_temp
@@ -408,6 +409,8 @@ begin
         select l.tenant, (select n.max_units from tenant n
                           where n.pool_id = lot.pool_id and n.tenant = l.tenant) as max_units
         from pgpark._lanes(lot.pool_id) as l (tenant)
+        where tenants is null
+           or l.tenant = any (tenants)
       ) l
     ) r
   ),

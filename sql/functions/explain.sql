@@ -25,11 +25,11 @@ $$;
 comment on function pgpark.park_explain is
 'For the first parked tasks of a pool in rank order, then for delayed ones: task_id, position (how many are ahead; null
 for delayed) and why it is not running: may start (a free worker will take it), no units (the head, or a task that does
-not fit either), held for head, worker capacity (the pool has room, no live worker has), delayed, paused.
+not fit either), held for head, worker capacity (the pool has room, no live worker has), tenant limit, delayed, paused.
 Errors: 22023, 42704, 42501.';
 
--- The same for whoever has asked already; park_lot too.
-create or replace function pgpark._explain(lot pgpark.pool, max_tasks int)
+-- The same for whoever has asked already; park_lot too. line_only: without what the limit of its tenant keeps out of the line.
+create or replace function pgpark._explain(lot pgpark.pool, max_tasks int, line_only boolean default false)
 returns table (task_id bigint, "position" int, why text)
 language plpgsql stable
 set search_path = pgpark, pg_temp
@@ -74,9 +74,15 @@ begin
        limit max_tasks)
       union all
       select l.task_id, l.tenant, l.units, l.bypassed, l.in_line, l.priority, l.start_tag
-      from pgpark._read_lanes(lot, now_, max_tasks, max_tasks) l
-      where l.units <= least(lot.max_units, l.max_units)
+      from pgpark._read_lanes(lot, now_, max_tasks, 0) l
+      where line_only
+        and l.in_line
+        and l.units <= least(lot.max_units, l.max_units)
         and (l.deadline is null or l.deadline > now_)
+      union all
+      select l.task_id, l.tenant, l.units, l.bypassed, l.in_line, l.priority, l.start_tag
+      from pgpark._first_of_lanes(lot, now_, max_tasks) l
+      where not line_only
     ) c
     order by c.priority desc, c.start_tag, c.task_id
     limit max_tasks
@@ -124,17 +130,19 @@ as $$
 #variable_conflict use_column
 begin
   return (
-    select case when bool_and(w.max_units is not null)
-                then max(w.max_units - coalesce(h.units, 0))::bigint end
-    from worker w
-    left join lateral (
-      select sum(y.units) as units
-      from tally y
-      where y.pool_id = lot.pool_id
-        and y.worker = w.worker
-        and y.entry_id > (select f.entry_floor from front f where f.pool_id = lot.pool_id)
-    ) h on true
-    where w.pool_id = lot.pool_id
-      and w.seen_at > now_ - greatest(pgpark._secs(lot.lease_secs), interval '1 minute'));
+    select case when bool_and(k.max_units is not null) then max(k.max_units - k.units) end
+    from (
+      select e.worker, max(e.max_units) as max_units, sum(e.units)::bigint as units
+      from (
+        select w.worker, w.max_units, 0 as units, true as lives
+        from worker w
+        where w.pool_id = lot.pool_id
+          and w.seen_at > now_ - greatest(pgpark._secs(lot.lease_secs), interval '1 minute')
+        union all
+        select h.worker, null, h.units, false from pgpark._held_units(lot.pool_id) h
+      ) e
+      group by e.worker
+      having bool_or(e.lives)
+    ) k);
 end
 $$;

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.conftest import Database
 
@@ -159,3 +162,36 @@ def test_explain_names_an_impossible_limit(db: Database, limit: str) -> None:
     db.pool()
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="max_tasks must be at least 1"):
         db.rows(f"select * from pgpark.park_explain('gpu', {limit})")
+
+
+@pytest.mark.parametrize("fairness", ["fifo", "tenant"])
+def test_the_first_of_many_lanes_are_those_of_all_that_is_in_them(db: Database, fairness: str) -> None:
+    """Lanes long and short, ahead of one another or side by side; some of their tenants are at their limits."""
+    choose = random.Random(3)
+    db.pool(max_units=1000, fairness=fairness, tenants={f"t{number}": {"max_units": 3} for number in range(12)})
+    for number in range(6):
+        db.parked(tenant=f"t{number}", units=3, priority="critical")
+    db.claim()
+    for number in (*[0] * 30, *[7] * 30, *(choose.randrange(12) for _ in range(200))):
+        db.parked(tenant=f"t{number}", units=choose.randint(1, 3), priority=choose.choice(["low", "normal", "high"]))
+    for most in (1, 2, 5, 13, 40, 100, 250, 400):
+        first = db.rows("select l.* from pgpark.pool p, pgpark._first_of_lanes(p, now(), %s) l", most)
+        every = db.rows("select l.* from pgpark.pool p, pgpark._read_lanes(p, now(), 1000, 1000) l limit %s", most)
+        ranked = [(row["task_id"], row["tenant"], row["in_line"]) for row in first]
+        assert ranked == [(row["task_id"], row["tenant"], row["in_line"]) for row in every], most
+
+
+def test_an_explanation_reads_no_more_of_many_lanes_than_of_a_few(db: Database) -> None:
+    read = {}
+    for tenants in (5, 100):
+        name = f"of_{tenants}"
+        db.pool(name, max_units=10, tenants={f"t{number}": {"max_units": 1} for number in range(tenants)})
+        tasks = [{"payload": 1, "tenant": f"t{number % tenants}"} for number in range(4000)]
+        db.rows("select from pgpark.park_submit_many(%s, %s)", name, Jsonb(tasks))
+        db.rows("select from pgpark.park_explain(%s, 40)", name)  # so that what the session caches is there
+        with db.connection.transaction():
+            seen = "select idx_tup_fetch from pg_stat_xact_user_tables where relid = 'pgpark.task'::regclass"
+            before = db.value(seen)
+            assert len(db.rows("select from pgpark.park_explain(%s, 40)", name)) == 40
+            read[tenants] = db.value(seen) - before
+    assert read[100] < 2000, read

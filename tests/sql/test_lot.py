@@ -111,6 +111,22 @@ def test_a_line_of_tenants_at_their_limits_says_so(db: Database) -> None:
     ]
 
 
+@pytest.mark.parametrize(("units", "why"), [(5, "no units"), (3, "worker capacity"), (1, None)])
+def test_the_backlog_of_a_tenant_at_its_limit_does_not_hide_the_head(db: Database, units: int, why: str | None) -> None:
+    """However much of it ranks before."""
+    db.pool(max_units=10, tenants={"acme": {"max_units": 2}})
+    db.parked(units=2, tenant="acme"), db.parked(units=4)
+    assert len(db.claim(max_units=8)) == 2
+    for _ in range(20):
+        db.parked(tenant="acme", priority="critical")
+    head = db.parked(units=units)
+    lot = lot_of(db, max_tasks=2)
+    assert lot["line"]["why"] == why
+    assert (lot["line"]["head"] or {}).get("task_id") == (head if why else None)
+    (task,) = lot["parked"]["lanes"][2]["tasks"]
+    assert (task["task_id"], task["position"], task["why"]) == (head, 0, why or "may start")
+
+
 def test_lanes_of_limited_tenants_stand_with_the_others(db: Database) -> None:
     db.pool(tenants={"acme": {"max_units": 2}, "globex": {"max_units": 2}})
     tasks = [db.parked(tenant=tenant) for tenant in ("acme", None, "globex", "acme")]
@@ -182,6 +198,7 @@ def test_counts_stop_at_a_thousand_and_say_so(db: Database) -> None:
     assert (lot["running"]["count"], lot["running"]["more"], len(lot["running"]["tasks"])) == (1000, True, 7)
     assert (lot["parked"]["count"], lot["parked"]["more"], len(lot["parked"]["lanes"][2]["tasks"])) == (1000, True, 7)
     assert (lot["used_units"], lot["settings"]["free_places"]) == (1001, 3999)
+    assert [worker["used_units"] for worker in lot["workers"]["list"]] == [1001], "units are exact"
 
 
 def test_a_bound_producer_sees_its_own_tasks_alone(db: Database, role: str) -> None:
