@@ -100,12 +100,3 @@ begin
   limit pgpark._lot_reach();
 end
 $$;
-
--- A reason as it is told: what pgpark gave itself to everybody, a handler's own words to who may hear them.
-create or replace function pgpark._reason_for(reason text, told boolean) returns text
-language sql immutable
-as $$
-  select case when told or reason in ('deadline_expired', 'lost worker', 'run_timeout', 'cancelled', 'too_large', 'overflow',
-                                      'payload lost', 'pool_dropped')
-              then reason end;
-$$;

@@ -38,7 +38,7 @@ begin
   if park_audit.task_id is not null then
     return query
     select a.event_id, a.at, a.event, a.pool, a.task_id, a.attempt, a.worker, a.tenant, pgpark._priority_word(a.priority),
-           a.units, a.reason
+           a.units, pgpark._reason_for(a.reason, not stranger or pgpark._hears(a.event, a.pool, a.tenant))
     from (  -- all that the task has, which is little; sorted after, because that is no order to find it in
       select * from audit a where a.task_id = park_audit.task_id offset 0
     ) a
@@ -57,7 +57,7 @@ begin
   -- and each of the ways to ask has an index that gives the order too.
   return query
   select a.event_id, a.at, a.event, a.pool, a.task_id, a.attempt, a.worker, a.tenant, pgpark._priority_word(a.priority),
-         a.units, a.reason
+         a.units, pgpark._reason_for(a.reason, not stranger or pgpark._hears(a.event, a.pool, a.tenant))
   from audit a
   where (park_audit.pool is null or a.pool = park_audit.pool)
     and (park_audit.tenant is null or a.tenant = park_audit.tenant)
@@ -79,5 +79,17 @@ submitted, rejected (no task_id; reason as in park_submit), started, completed, 
 reason), retried (an attempt failed, and another follows), released, lost (the lease lapsed, and the task parked again),
 cancelling (its worker is told to stop). To read on, give until and before as they are in the last row. An event is seen when
 its transaction has committed, at is when it happened: so one that is committed late may appear among those before. Also of
-pools that were dropped, for as long as events are kept. Producers that are bound to tenants name one; who is bound to pools
+pools that were dropped, for as long as events are kept. Readers are told the reasons that pgpark gave itself, and null for
+what handlers said. Producers that are bound to tenants name one; who is bound to pools
 had better name one too. Errors: 22023, 42501.';
+
+-- Whether the caller is told what a handler, or whoever cancelled, gave as the reason of an event. Why a submit was refused,
+-- pgpark said itself.
+create or replace function pgpark._hears(event text, pool text, tenant text) returns boolean
+language plpgsql stable
+set search_path = pgpark, pg_temp
+as $$
+begin
+  return _hears.event = 'rejected' or pgpark._may(array['producer', 'worker'], _hears.pool, array[_hears.tenant]);
+end
+$$;

@@ -268,6 +268,24 @@ def test_readers_see_their_pools_and_producers_their_tenants(db: Database, roles
         rows(roles.granted("worker"))
 
 
+def test_a_reader_is_not_told_what_handlers_said(db: Database, roles: Roles) -> None:
+    db.pool(audit=True, max_units=5, retry={"max_attempts": 2})
+    task = db.parked(tenant="a")
+    db.claim()
+    said = "select pgpark.park_finish(%s, 1, 'failed', null, 'customer 42 has no card')"
+    assert db.value(said, task)
+    db.rows("select pgpark.park_cancel(%s, 'card 42 was stolen')", task)
+    assert not db.submit(units=9, tenant="a")["accepted"]
+    told = [(row["event"], row["reason"]) for row in rows(roles.granted("reader")) if row["reason"]]
+    assert told == [("rejected", "too_large")]
+    assert [row["reason"] for row in rows(roles.granted("reader"), task_id=task)] == [None] * 4
+    for session in (roles.granted("producer", tenants=["a"]), roles.granted("admin")):
+        assert {"customer 42 has no card", "card 42 was stolen", "too_large"} <= {
+            row["reason"] for row in rows(session, tenant="a")
+        }
+        assert "customer 42 has no card" in str(rows(session, task_id=task))
+
+
 def test_each_way_to_ask_walks_an_index_and_only_days_of_the_period(db: Database) -> None:
     write_by_hand(db, days_=12, a_day=1000)
     try:
