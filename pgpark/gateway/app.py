@@ -72,7 +72,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
-    app.add_middleware(Guard, connections=connections, settings=settings)
+    app.add_middleware(Guard, connections=connections, max_body_bytes=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

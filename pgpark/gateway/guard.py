@@ -13,15 +13,15 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgpark import calls
-from pgpark.errors import PgparkError
-from pgpark.gateway.connections import BusyError, Connections
+from pgpark.errors import DatabaseError, PgparkError
+from pgpark.gateway.connections import Connections
 from pgpark.gateway.errors import GatewayError, from_pgpark, unauthorized
-from pgpark.gateway.settings import GatewaySettings
 
 OPEN = ("/", "/health", "/ready", "/openapi.json")  # paths that anybody may see, and all below these:
 OPEN_BELOW = ("/page/",)
@@ -35,12 +35,11 @@ _MOST_KNOWN = 10_000
 class Guard:
     """ASGI middleware; leaves the hash of the token in scope["state"]["token_hash"]."""
 
-    def __init__(self, app: ASGIApp, connections: Connections, settings: GatewaySettings) -> None:
+    def __init__(self, app: ASGIApp, connections: Connections, max_body_bytes: int) -> None:
         self._app = app
         self._connections = connections
-        self._max_body_bytes = settings.max_body_bytes
-        self._turn_secs = settings.connection_secs
-        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._max_body_bytes = max_body_bytes
+        self._turns: dict[str, _Turn] = {}
         self._known: OrderedDict[str, float] = OrderedDict()  # tokens without a limit, and when they were looked up
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,23 +82,22 @@ class Guard:
 
     @contextlib.asynccontextmanager
     async def _turn(self, token_hash: str) -> AsyncIterator[None]:
-        """One request of a token at a time, so that a crowd with one token asks once. Each waits for its turn for a
-        moment only: a database that does not answer the first must not make the others wait for one another."""
-        lock, users = self._turns.get(token_hash, (asyncio.Lock(), 0))
-        self._turns[token_hash] = lock, users + 1
+        """One request of a token at a time, so that a crowd with one token asks once. When the database has failed one,
+        it has failed all who wait behind it: they must not find that out one after the other."""
+        turn = self._turns.setdefault(token_hash, _Turn())
+        turn.users += 1
         try:
-            try:
-                await asyncio.wait_for(lock.acquire(), self._turn_secs)
-            except asyncio.TimeoutError:
-                raise BusyError("too many requests with this token wait to be let in") from None
-            try:
+            async with turn.lock:
+                if turn.failure is not None:
+                    raise turn.failure
                 yield
-            finally:
-                lock.release()
+        except DatabaseError as error:
+            turn.failure = error
+            raise
         finally:
-            lock, users = self._turns.pop(token_hash)
-            if users > 1:
-                self._turns[token_hash] = lock, users - 1
+            turn.users -= 1
+            if self._turns.get(token_hash) is turn and (turn.failure is not None or not turn.users):
+                del self._turns[token_hash]
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         if "content-length" not in headers and "transfer-encoding" not in headers:
@@ -129,6 +127,15 @@ class Guard:
             413, "body_too_large", f"the body is larger than {self._max_body_bytes} bytes",
             "The gateway's --max-body-kb says how large it may be.", headers={"Connection": "close"},
         )  # fmt: skip
+
+
+@dataclass
+class _Turn:
+    """Who is asked for next, of those with one token."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+    failure: DatabaseError | None = None
 
 
 class _GoneError(Exception):

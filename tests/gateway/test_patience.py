@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Callable
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import psycopg
 import pytest
 
 from pgpark.gateway import guard
+from pgpark.gateway.connections import BusyError, Connections
 from pgpark.gateway.protocol import ImpatientProtocol
 from tests.conftest import Database, wait_for
 from tests.gateway.conftest import Gateway
@@ -111,15 +113,26 @@ def test_who_takes_nothing_of_a_stream_gives_up_its_place(
         wait_for(lambda: watching(gateway) == 0, what="for its place to be free")
 
 
-def test_a_crowd_with_one_token_does_not_wait_for_one_another_while_the_database_is_stuck(
-    gateways: Callable[..., Gateway], dsn: str
+def test_what_the_database_fails_for_one_of_a_crowd_it_fails_for_all(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gateway = gateways(connection_secs=0.3, request_secs=5)
+    """All carry one token, and one of them asks whether it is known: they must not be failed one after the other."""
+    asked: list[str] = []
+    may_fail = threading.Event()
+
+    async def stuck(_self: Connections, _call: Any, _token_hash: str | None = None) -> None:
+        asked.append("")
+        while not may_fail.is_set():
+            await asyncio.sleep(0.01)
+        raise BusyError("the database took too long")
+
     client = gateway.client()
-    with psycopg.connect(dsn) as blocker, ThreadPoolExecutor(4) as threads:
-        blocker.execute("lock table pgpark.token in access exclusive mode")
-        answers = [job.result() for job in [threads.submit(client.get, "/pools") for _ in range(4)]]
-        blocker.rollback()
-    assert {code(answer) for answer in answers} == {(503, "busy")}
-    assert sum("wait to be let in" in answer.json()["error"]["message"] for answer in answers) == 3
-    assert max(answer.elapsed.total_seconds() for answer in answers) < 15
+    monkeypatch.setattr(Connections, "run", stuck)
+    with ThreadPoolExecutor(4) as threads:
+        jobs = [threads.submit(client.get, "/pools") for _ in range(4)]
+        wait_for(lambda: len(gateway.server.server_state.tasks) == 4)
+        may_fail.set()
+        assert {code(job.result()) for job in jobs} == {(503, "busy")}
+    assert len(asked) == 1
+    assert code(client.get("/pools")) == (503, "busy")  # who comes later asks anew
+    assert len(asked) == 2
