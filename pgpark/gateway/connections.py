@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psycopg
@@ -26,6 +27,7 @@ from pgpark.gateway.settings import GatewaySettings
 T = TypeVar("T")
 log = logging.getLogger("pgpark.gateway")
 _CLOSE_SECS = 5.0
+_MOST_ROWS = 100  # of a page
 
 
 class BusyError(DatabaseError):
@@ -115,3 +117,37 @@ def as_json(call: Call[Any]) -> Call[list[str]]:
     """The same call, its rows as JSON text just as Postgres writes them: no number loses a digit, and it is quick."""
     statement = sql.SQL("select cast(to_jsonb(r) as text) as line from ({}) r").format(call.statement)
     return Call(statement, call.parameters, lambda rows: [row["line"] for row in rows])
+
+
+@dataclass(frozen=True)
+class Page:
+    """The first rows of a call, each with its key, and whether there may be more; most_rows: to ask for next."""
+
+    rows: list[tuple[Any, str]]
+    more: bool
+    most_rows: int
+
+
+def page(call: Callable[[int], Call[Any]], column: str, most_rows: int, most_bytes: int) -> Call[Page]:
+    """As `keyed`, but no more rows than fit into so many bytes, though at least one, however large they are.
+
+    call: makes the call, given the most rows that it may return.
+    """
+    statement = sql.SQL(
+        "select p.key, p.line, p.found from ("
+        "select l.key, l.line, count(*) over () as found,"
+        " sum(octet_length(l.line)) over (rows unbounded preceding) - octet_length(l.line) as before"
+        " from (select r.{} as key, cast(to_jsonb(r) as text) as line from ({}) r offset 0) l"
+        ") p where p.before < %(most_bytes)s"
+    )
+    asked = call(most_rows)
+
+    def read(rows: list[dict[str, Any]]) -> Page:
+        found = rows[0]["found"] if rows else 0
+        cut = len(rows) < found
+        following = len(rows) if cut else most_rows * 2  # so that what does not fit is not made again and again
+        return Page([(row["key"], row["line"]) for row in rows], cut or found == most_rows, min(following, _MOST_ROWS))
+
+    return Call(
+        statement.format(sql.Identifier(column), asked.statement), {**asked.parameters, "most_bytes": most_bytes}, read
+    )

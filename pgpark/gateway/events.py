@@ -9,12 +9,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 
 from pgpark import calls
+from pgpark.calls import Call
 from pgpark.gateway.caller import Caller, CallerOf, PoolName, TaskId
-from pgpark.gateway.connections import keyed
+from pgpark.gateway.connections import keyed, page
 from pgpark.gateway.errors import documented, unknown_task
 from pgpark.gateway.hub import Address
 from pgpark.gateway.mailbox import Session, Since, Tenant, User
-from pgpark.gateway.streams import EventStream, event, following
+from pgpark.gateway.streams import EventStream, News, event, following
+from pgpark.models import Followed
 
 router = APIRouter(tags=["live"])
 
@@ -34,7 +36,7 @@ Bookmark = Annotated[
         description="Go on after this event.",
     ),
 ]
-_PAGE = 100  # parts, each of at most 1 MiB, or messages
+_PAGE_ROWS, _PAGE_BYTES = 100, 1 << 20  # of parts or messages, read when the client has taken those before
 _EVENT = {
     "type": "object",
     "properties": {"event": {"type": "string"}, "id": {"type": "string"}, "data": {"type": "string"}},
@@ -82,29 +84,29 @@ async def mailbox_events(
 
 async def _task(caller: CallerOf, task_id: int, after: int, max_secs: float | None) -> AsyncGenerator[str, None]:
     told: str | None = None
+    most = _PAGE_ROWS
 
-    async def look() -> tuple[list[str], bool]:
-        nonlocal after, told
+    async def look() -> News:
+        nonlocal after, told, most
+        status, outcome, parts = await caller.look(
+            keyed(calls.status(task_id), "status"),
+            keyed(calls.result(task_id), "task_id"),  # before the parts, which precede it
+            page(lambda rows: calls.parts(task_id, after, rows), "number", most, _PAGE_BYTES),
+        )
         events: list[str] = []
-        while True:
-            status, outcome, parts = await caller.look(
-                keyed(calls.status(task_id), "status"),
-                keyed(calls.result(task_id), "task_id"),  # before the parts, which precede it
-                keyed(calls.parts(task_id, after, _PAGE), "number"),
-            )
-            if status and status[0][0] != told and not outcome:
-                told = status[0][0]
-                events.append(event("status", status[0][1]))
-            for number, line in parts:
-                after = number
-                events.append(event("part", line, str(number)))
-            if len(parts) < _PAGE:
-                break
+        if status and status[0][0] != told and not outcome:
+            told = status[0][0]
+            events.append(event("status", status[0][1]))
+        most = parts.most_rows
+        for after, line in parts.rows:
+            events.append(event("part", line, str(after)))
+        if parts.more:
+            return News(events, more=True)
         if outcome:
             events.append(event("outcome", outcome[0][1], _END))
         elif not status:
             events.append(event("gone", "{}", _END))
-        return events, bool(outcome) or not status
+        return News(events, over=bool(outcome) or not status)
 
     async with caller.hub.task(task_id, parts=True) as watch:
         async for text in following(watch, caller.settings, max_secs, look):
@@ -118,14 +120,19 @@ async def _mailbox(
     bookmark: str | None,
     max_secs: float | None,
 ) -> AsyncGenerator[str, None]:
-    async def look() -> tuple[list[str], bool]:
-        nonlocal bookmark
-        events: list[str] = []
-        call = calls.follow(address[0], bookmark, address[1], address[2], since, max_messages=_PAGE)
-        (rows,) = await caller.look(keyed(call, "bookmark"))
-        for bookmark, line in rows:
+    most = _PAGE_ROWS
+
+    async def look() -> News:
+        nonlocal bookmark, most
+        (messages,) = await caller.look(page(follow, "bookmark", most, _PAGE_BYTES))
+        most = messages.most_rows
+        events = []
+        for bookmark, line in messages.rows:
             events.append(event("message", line, bookmark))
-        return events, False
+        return News(events, more=messages.more)
+
+    def follow(rows: int) -> Call[list[Followed]]:
+        return calls.follow(address[0], bookmark, address[1], address[2], since, max_messages=rows)
 
     async with caller.hub.mailbox(address) as watch:
         async for text in following(watch, caller.settings, max_secs, look):

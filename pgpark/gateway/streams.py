@@ -11,6 +11,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from fastapi import Request, Response
@@ -22,8 +23,19 @@ from pgpark.gateway.hub import Watch
 from pgpark.gateway.settings import GatewaySettings
 
 T = TypeVar("T")
-Look: TypeAlias = Callable[[], Awaitable[tuple[list[str], bool]]]
 _RETRY_MILLISECONDS = (1000, 4000)  # clients of a gateway that stops come back spread over this time
+
+
+@dataclass(frozen=True)
+class News:
+    """What a look has found: events, whether there are more of them at once, and whether these were the last."""
+
+    events: list[str]
+    more: bool = False
+    over: bool = False
+
+
+Look: TypeAlias = Callable[[], Awaitable[News]]
 
 
 def event(kind: str, data: str, identity: str | None = None) -> str:
@@ -32,7 +44,7 @@ def event(kind: str, data: str, identity: str | None = None) -> str:
 
 
 class EventStream(Response):
-    """A response of events, until they end or the client leaves."""
+    """A response of events, until they end or the client leaves. An error before the first event is an answer yet."""
 
     media_type = "text/event-stream"
 
@@ -42,8 +54,9 @@ class EventStream(Response):
         self._events = events
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        first = await anext(self._events)
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        pump = asyncio.ensure_future(self._pump(send))
+        pump = asyncio.ensure_future(self._pump(first, send))
         left = asyncio.ensure_future(_left(receive))
         try:
             await asyncio.wait({pump, left}, return_when=asyncio.FIRST_COMPLETED)
@@ -54,8 +67,9 @@ class EventStream(Response):
                 job.cancel()
             await asyncio.wait({pump, left})
 
-    async def _pump(self, send: Send) -> None:
+    async def _pump(self, first: str, send: Send) -> None:
         async with contextlib.aclosing(self._events) as events:
+            await send({"type": "http.response.body", "body": first.encode(), "more_body": True})
             async for text in events:
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -67,25 +81,25 @@ async def following(
     max_secs: float | None,
     look: Look,
 ) -> AsyncGenerator[str, None]:
-    """The events of a stream. look: gives the new ones, and whether they were the last."""
+    """The events of a stream. look: gives the next; it is asked again when the client has taken those."""
     until = None if max_secs is None else time.monotonic() + max_secs
     yield ": pgpark\n\n"
     failures = 0
     while True:
         try:
-            events, over = await look()
+            news = await look()
             failures = 0
         except PgparkError as error:
             if not isinstance(error, DatabaseError) or isinstance(error, NotGrantedError):
                 yield event("error", bytes(from_pgpark(error).response().body).decode())
                 return
-            events, over, failures = [": the database cannot be used now\n\n"], False, failures + 1
-        for text in events:
+            news, failures = News([": the database cannot be used now\n\n"]), failures + 1
+        for text in news.events:
             yield text
-        if over:
+        if news.over:
             return
         pause = min(2.0**failures, settings.look_secs) if failures else settings.look_secs
-        look_at = time.monotonic() + pause * random.uniform(0.7, 1)
+        look_at = time.monotonic() + (0 if news.more else pause * random.uniform(0.7, 1))
         rung = False
         while not rung:
             now = time.monotonic()

@@ -12,8 +12,10 @@ from typing import Any
 
 import httpx
 import psycopg
+import pytest
 from psycopg.types.json import Jsonb
 
+from pgpark.gateway.connections import Connections
 from tests.conftest import Database, wait_for
 from tests.gateway.conftest import Gateway
 
@@ -71,6 +73,60 @@ def test_a_stream_goes_on_where_it_was_cut(db: Database, admin: httpx.Client) ->
     assert [kind for kind, _, _ in events(admin, path, last="250")] == ["outcome"]
     # Who has had the outcome is told not to come back.
     assert admin.get(path, headers={"Last-Event-ID": "end"}).status_code == 204
+
+
+def test_a_full_mailbox_is_told_without_a_pause(db: Database, admin: httpx.Client) -> None:
+    db.pool("gpu", max_units=1000)
+    tasks = [db.parked(tenant="a") for _ in range(230)]
+    db.claim(max_tasks=1000)
+    db.rows("select from pgpark.park_finish_many(%s)", Jsonb([{"task_id": task, "attempt": 1} for task in tasks]))
+    stream = events(admin, "/mailbox/a/events")
+    assert [message["task_id"] for _, (_, message, _) in zip(tasks, stream, strict=False)] == tasks
+
+
+def test_large_parts_are_read_as_they_are_taken(
+    db: Database, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many clients that read slowly must not fill the memory of the gateway."""
+    read: list[int] = []
+    look = Connections.look
+
+    async def measured(self: Connections, steps: Any, token_hash: str) -> list[Any]:
+        found = await look(self, steps, token_hash)
+        read.append(sum(len(line) for _, line in found[-1].rows) if hasattr(found[-1], "rows") else len(str(found[-1])))
+        return found
+
+    monkeypatch.setattr(Connections, "look", measured)
+    db.pool()
+    task = db.parked()
+    db.claim()
+    contents = [character * size for size, character in ((700_000, "a"), (700_000, "b"), (10, "c"), (900_000, "d"))]
+    contents += ["e"] * 300 + ["f" * 500_000] * 5
+    emit(db, task, *contents)
+    db.finish(task)
+    found = list(events(admin, f"/pools/gpu/tasks/{task}/events"))
+    assert [part["content"] for kind, part, _ in found if kind == "part"] == contents
+    assert found[-1][0] == "outcome"
+    assert max(read) < 2 << 20
+
+
+def test_a_stream_that_finds_no_room_any_more_is_sent_away_in_time(
+    db: Database, gateways: Callable[..., Gateway], dsn: str
+) -> None:
+    """There was room when it was asked for, but somebody else has taken it since."""
+    db.pool()
+    gateway = gateways(max_streams=1)
+    task = db.parked()
+    waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    with psycopg.connect(dsn) as blocker, ThreadPoolExecutor(2) as threads:
+        blocker.execute("lock table pgpark.task in access exclusive mode")
+        path = f"/pools/gpu/tasks/{task}/events"
+        jobs = [threads.submit(gateway.client().get, path, params={"max_secs": 2}) for _ in range(2)]
+        wait_for(lambda: db.value(waiting) == 2)
+        blocker.rollback()
+        answers = sorted((job.result() for job in jobs), key=lambda answer: answer.status_code)
+    assert [answer.status_code for answer in answers] == [200, 503]
+    assert answers[1].json()["error"]["code"] == "busy"
 
 
 def test_a_mailbox_is_followed_and_resumed_without_gap_or_repetition(db: Database, gateway: Gateway) -> None:
