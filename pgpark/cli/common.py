@@ -206,7 +206,12 @@ def cell(value: Any) -> str:
         return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, float):
         return f"{value:.1f}"
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return plain(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
+
+
+def plain(text: str) -> str:
+    """Text that a terminal can only show: names are anybody's, and an escape sequence in one would be obeyed."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def results_console() -> Console:

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from pgpark.cli.common import plain
+
 Lot = Mapping[str, Any]
 
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_red", "bright_cyan", "bright_yellow")
@@ -257,11 +259,6 @@ def _workers(lot: Lot, width: int) -> list[Text]:
             Text("no worker has been seen for a minute", "bold red" if lot["parked"]["count"] else ""), width
         )
     return made
-
-
-def plain(text: str) -> str:
-    """Text that a terminal can only show: names are anybody's, and an escape sequence in one would be obeyed."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def span(secs: float | None) -> str:

@@ -36,6 +36,18 @@ def test_it_shows_the_last_events_oldest_first(pgpark: Pgpark, db: Database) -> 
     assert pgpark("audit", "--event", "started").out.splitlines()[1].split()[2:5] == ["started", "gpu", str(task)]
 
 
+def test_what_others_said_is_shown_and_never_obeyed_by_the_terminal(pgpark: Pgpark, db: Database) -> None:
+    db.pool(audit=True)
+    task = db.parked(tenant="a\x1b[2Jb")
+    db.claim(worker="w\x9b31m")
+    db.value("select pgpark.park_finish(%s, 1, 'failed', null, %s)", task, "no\x1b]0;luck\x07\ntoday")
+    for command in (["audit"], ["status", str(task)], ["mailbox", "fetch", "a\x1b[2Jb"]):
+        printed = pgpark(*command)
+        assert printed.code == 0
+        assert all(letter.isprintable() for letter in printed.out.replace("\n", "")), command
+        assert "no?]0;luck??today" in printed.out, command
+
+
 def test_more_than_a_page_is_shown_whole(pgpark: Pgpark, db: Database) -> None:
     db.pool(audit=True)
     db.rows(

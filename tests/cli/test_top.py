@@ -19,7 +19,8 @@ import psycopg
 import pytest
 from rich.console import Console
 
-from pgpark.cli.picture import overview, plain, pool_picture, short, span, sparkline, tiny
+from pgpark.cli.common import plain
+from pgpark.cli.picture import overview, pool_picture, short, span, sparkline, tiny
 from tests.cli.test_commands import Pgpark, pgpark
 from tests.conftest import Database, Server
 
