@@ -31,6 +31,7 @@ from pgpark.gateway.connections import BusyError
 
 log = logging.getLogger("pgpark.gateway")
 _LONGEST_TEXT = 1000
+_BAD_TEXT = ("22P02", "22P05")  # of JSON, say; what is wrong with it is in the detail
 _LATER_SECS = 2.0  # Retry-After where nothing better is known
 
 
@@ -85,6 +86,8 @@ def from_pgpark(error: PgparkError) -> GatewayError:
     if isinstance(error.__cause__, psycopg.Error) and error.__cause__.diag.message_primary:
         diag = error.__cause__.diag
         message, hint = diag.message_primary or "", diag.message_hint or ""
+        if diag.sqlstate in _BAD_TEXT:
+            hint = hint or diag.message_detail or ""
     if isinstance(error, UnknownTokenError):
         return unauthorized()
     if isinstance(error, NotGrantedError):
@@ -118,6 +121,10 @@ def from_status(status: int, headers: Mapping[str, str] | None = None) -> Gatewa
 def from_validation(error: RequestValidationError) -> GatewayError:
     """A request that does not fit its schema: the first thing that is wrong."""
     problem = error.errors()[0]
+    if isinstance(error.body, bytes):  # so nobody has tried to read it
+        return GatewayError(
+            400, "bad_request", "the body is not said to be JSON", "Send the header Content-Type: application/json"
+        )
     place = ".".join(str(step) for step in problem["loc"])
     if problem["type"] == "json_invalid":
         return GatewayError(400, "bad_request", f"the body is not JSON: {problem['ctx'].get('error', problem['msg'])}")
@@ -134,7 +141,8 @@ def add_handlers(app: FastAPI) -> None:
             return from_validation(error).response()
         if isinstance(error, HTTPException):
             if error.status_code == 400:
-                return GatewayError(400, "bad_request", "the body cannot be read as JSON").response()
+                hint = "It must be UTF-8, not compressed, and not nested too deeply."
+                return GatewayError(400, "bad_request", "the body cannot be read as JSON", hint).response()
             return from_status(error.status_code, error.headers).response()
         if isinstance(error, PgparkError):
             if isinstance(error, DatabaseError) and not isinstance(error, (NotGrantedError, BusyError)):

@@ -51,6 +51,7 @@ class Guard:
         try:
             token_hash = hashlib.sha256(_token(headers).encode()).hexdigest()
             await self._admit(token_hash)
+            _once(headers)
             scope.setdefault("state", {})["token_hash"] = token_hash
             body = await self._body(headers, receive)
         except PgparkError as error:
@@ -140,6 +141,13 @@ class _Turn:
 
 class _GoneError(Exception):
     """The client has left before it had said all."""
+
+
+def _once(headers: Headers) -> None:
+    """What is said twice could be taken for one thing here and for the other in a proxy."""
+    for name in ("Idempotency-Key", "Last-Event-ID"):
+        if len(headers.getlist(name)) > 1:
+            raise GatewayError(400, "bad_request", f"more than one {name} header", "Send one.")
 
 
 def _token(headers: Headers) -> str:

@@ -62,8 +62,9 @@ async def submit(
 ) -> SubmittedTask:
     """Submits a task."""
     given = task.model_dump(exclude_unset=True)
-    if key is not None and given.setdefault("idempotency_key", key) != key:
-        raise GatewayError(409, "different_keys", "Idempotency-Key and idempotency_key are not the same")
+    if key is not None and task.idempotency_key not in (None, key):
+        raise GatewayError(409, "different_keys", "Idempotency-Key and idempotency_key are not the same", "Give one.")
+    given["idempotency_key"] = task.idempotency_key if key is None else key
     submitting = telemetry.forwarding(calls.submit(pool, **given), traceparent, tracestate)
     submitted = await caller.call(_with_position(submitting))
     if not submitted.accepted:
@@ -94,7 +95,8 @@ async def submit_many(
     elements = [task.model_dump(mode="json", exclude_unset=True) for task in tasks.tasks]
     if key is not None:
         for place, element in enumerate(elements, start=1):
-            element.setdefault("idempotency_key", f"{key}/{place}")
+            if element.get("idempotency_key") is None:
+                element["idempotency_key"] = f"{key}/{place}"
     submitting = telemetry.forwarding(calls.submit_many(pool, elements), traceparent, tracestate)
     rows = await caller.call(submitting)
     if not any(row.accepted for row in rows):

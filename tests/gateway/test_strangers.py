@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 from collections.abc import Callable
 
@@ -170,6 +171,33 @@ def test_what_is_no_task_is_told_so_in_a_line(db: Database, admin: httpx.Client)
         assert code(answer) == (400, "bad_request"), body[:100]
         assert len(answer.json()["error"]["message"]) < 1200
     assert db.value("select count(*) from pgpark.task") == 0
+
+
+def test_a_body_that_is_not_read_as_json_is_told_what_would_be(db: Database, admin: httpx.Client) -> None:
+    db.pool()
+    json = "application/json"
+    wrong: list[tuple[bytes, dict[str, str], str]] = [
+        (b'{"payload": 1}', {}, "Content-Type: application/json"),
+        (b'{"payload": 1}', {"Content-Type": "application/x-www-form-urlencoded"}, "Content-Type: application/json"),
+        (gzip.compress(b'{"payload": 1}'), {"Content-Type": json, "Content-Encoding": "gzip"}, "not compressed"),
+        (b'{"payload": "\xe4"}', {"Content-Type": f"{json}; charset=latin-1"}, "UTF-8"),
+        (b'{"payload": NaN}', {"Content-Type": json}, "NaN"),
+        (b'{"payload": "\\u0000"}', {"Content-Type": json}, "u0000"),
+        (b'{"payload": "\\ud800"}', {"Content-Type": json}, "surrogate"),
+    ]
+    for body, headers, hint in wrong:
+        answer = admin.post("/pools/gpu/tasks", content=body, headers=headers)
+        assert code(answer) == (400, "bad_request")
+        assert hint in answer.json()["error"]["hint"], answer.text
+
+
+def test_a_header_that_counts_is_taken_once(db: Database, admin: httpx.Client) -> None:
+    db.pool()
+    for name in ("Idempotency-Key", "Last-Event-ID"):
+        headers = [("Content-Type", "application/json"), (name, "a"), (name, "b")]
+        answer = admin.post("/pools/gpu/tasks", content=b'{"payload": 1}', headers=headers)
+        assert code(answer) == (400, "bad_request")
+        assert name in answer.json()["error"]["message"]
 
 
 def test_deep_json_that_postgres_takes_goes_through(db: Database, admin: httpx.Client) -> None:

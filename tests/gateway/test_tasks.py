@@ -78,6 +78,18 @@ def test_a_key_makes_a_second_request_the_first(db: Database, admin: httpx.Clien
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "different_keys")
 
 
+def test_a_key_that_is_null_is_none(db: Database, admin: httpx.Client) -> None:
+    """Programs that send every field send null for those that they do not use."""
+    db.pool()
+    body = {"payload": 1, "tenant": "a", "idempotency_key": None}
+    for path, sent in (("tasks", body), ("tasks:batch", {"tasks": [body]})):
+        for _ in range(2):
+            answer = admin.post(f"/pools/gpu/{path}", json=sent, headers={"Idempotency-Key": "k"})
+            assert answer.status_code == 202, answer.text
+    assert db.stats()["parked"] == 2
+    assert admin.post("/pools/gpu/tasks", json=body).json()["reason"] is None
+
+
 def test_a_batch_tells_of_each_what_became_of_it(db: Database, admin: httpx.Client) -> None:
     db.pool()
     tasks = [{"payload": 1}, {"payload": 2, "units": 25}, {"payload": 3, "run_at": "2999-01-01T00:00:00+23:00"}]
