@@ -37,8 +37,9 @@ as $$
 declare
   given record;
   now_ constant timestamptz := pgpark._now();
-  step interval;      -- between two requests that keep to the limit
-  patience interval;  -- how far ahead of these a request may be
+  step interval;         -- between two requests that keep to the limit
+  patience interval;     -- how far ahead of these a request may be
+  farthest timestamptz;  -- that requests put next_at; where it is beyond, the clock was set back since
 begin
   perform pgpark._require_read_committed();
   perform set_config('pgpark.token', coalesce(nullif(park_admit.token_hash, ''), 'none'), true);
@@ -57,14 +58,15 @@ begin
   end if;
   step := pgpark._secs(1 / given.requests_per_sec);
   patience := (given.burst - 1) * step;
+  farthest := now_ + patience + step + interval '1 minute';  -- more than requests wait for one another here
   insert into token_use (hash, used_at)
   values (given.hash, now_)
   on conflict on constraint token_use_pkey do nothing;
   update token_use u
-  set next_at = greatest(u.next_at, now_) + step,
+  set next_at = case when u.next_at > farthest then now_ else greatest(u.next_at, now_) end + step,
       used_at = now_
   where u.hash = given.hash
-    and u.next_at <= now_ + patience;
+    and (u.next_at <= now_ + patience or u.next_at > farthest);
   admitted := found;
   if not admitted then
     retry_after_secs := (select extract(epoch from u.next_at - patience - now_)::double precision

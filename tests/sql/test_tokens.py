@@ -181,6 +181,17 @@ def test_a_limit_lets_a_burst_through_and_then_keeps_the_pace(db: Database) -> N
     assert [admitted() for _ in range(4)] == [True, True, True, 0.5]
 
 
+def test_a_clock_that_is_set_back_does_not_shut_a_token_out(db: Database) -> None:
+    db.freeze()
+    token = made(db, "producer", requests_per_sec=2.0, burst=3)
+    admit = "select admitted from pgpark.park_admit(%s)"
+    assert [db.value(admit, token) for _ in range(4)] == [True, True, True, False]
+    db.advance(-3600)
+    assert [db.value(admit, token) for _ in range(4)] == [True, True, True, False]
+    db.advance(0.5)
+    assert db.value(admit, token)
+
+
 def test_requests_of_one_token_at_once_do_not_exceed_its_limit(
     db: Database, connect: Callable[[], Database], background: Callable[[Database, Callable[[], Any]], Background]
 ) -> None:
