@@ -20,6 +20,7 @@ import psycopg
 
 from pgpark import __version__
 from pgpark.cli import access, audit, bench, config, database, mailbox, notifier, pools, show, tasks, token, work
+from pgpark.cli.common import plain
 from pgpark.cli.demo import demo
 from pgpark.cli.doctor import doctor
 from pgpark.cli.gpu import gpu
@@ -145,7 +146,7 @@ def _complain(message: str, code: int) -> int:
     if len(message) > _LONGEST_COMPLAINT:  # what it repeats of an argument is cut in the middle
         half = _LONGEST_COMPLAINT // 2
         message = f"{message[:half]} ... {message[-half:]}"
-    click.echo(message, err=True)
+    click.echo(plain(message, keep="\n\t"), err=True)
     return code
 
 

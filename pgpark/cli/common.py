@@ -9,7 +9,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any, TypeVar, cast
 import click
 import psycopg
 from psycopg.rows import DictRow
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from pgpark.config import load, load_json
 from pgpark.database import connect, require_migrated
@@ -31,16 +32,42 @@ __all__ = ["load_json"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_ANY_WIDTH = 10_000
 MOST_UNITS = 1_000_000_000
 _POLL_SECS_WITHOUT_LISTEN = 1.0
 _POLL_SECS_AS_BACKSTOP = 30.0
 
 
 class _Output(Console):
-    """A console whose reader may leave, as with `| head`: that is no error of the command."""
+    """A console that shows text and obeys none. Its reader may leave, as with `| head`: no error of the command."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(plain(one, keep="\n\t") if isinstance(one, str) else one for one in objects), **options)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_OBEYED_IN_JSON = re.compile("[\x7f-\x9f]")  # json.dumps escapes the others
+
+
+def plain(text: str, keep: str = "") -> str:
+    """Text that a terminal can only show: names and reasons are anybody's, and it would obey an escape sequence.
+
+    keep: control characters that may stay.
+    """
+    return _OBEYED.sub(lambda found: found[0] if found[0] in keep else "?", text)
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """A value as JSON that a terminal can only show."""
+    return _without_control(json.dumps(value, ensure_ascii=False, **options))
+
+
+def _without_control(text: str) -> str:
+    """The same JSON with these characters escaped."""
+    return _OBEYED_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 messages = _Output(stderr=True, highlight=False, markup=False)
@@ -171,7 +198,8 @@ def seconds_between_looks(poll: bool, poll_secs: float | None) -> float:
 
 def print_json(value: Row | Mapping[str, Any]) -> None:
     """One object on one line."""
-    click.echo(value.model_dump_json() if isinstance(value, Row) else json.dumps(value, default=str))
+    text = value.model_dump_json() if isinstance(value, Row) else json.dumps(value, default=str)
+    click.echo(_without_control(text))
 
 
 def print_rows(settings: Settings, rows: Iterable[Row], columns: Iterable[str], empty: str) -> None:
@@ -181,9 +209,27 @@ def print_rows(settings: Settings, rows: Iterable[Row], columns: Iterable[str], 
         for row in rows:
             print_json(row)
     elif rows:
-        results_console().print(table(rows, list(columns)))
+        console = results_console()
+        console.print(fitting(rows, list(columns), console))
     else:
         messages.print(empty)
+
+
+def fitting(rows: Sequence[Row], columns: list[str], console: Console) -> RenderableType:
+    """A table of these columns; where the terminal is too narrow for it, the values of each row below one another."""
+    drawn = table(rows, columns)
+    if drawn.__rich_measure__(console, console.options.update(max_width=_ANY_WIDTH)).maximum <= console.width:
+        return drawn
+    return Text("\n\n").join(_below_one_another(row, columns) for row in rows)
+
+
+def _below_one_another(row: Row, columns: list[str]) -> Text:
+    width = max(map(len, columns)) + 2
+    lines = []
+    for name in columns:
+        if (value := getattr(row, name)) is not None:
+            lines.append(Text.assemble((name.ljust(width), "bold"), cell(value)))
+    return Text("\n").join(lines)
 
 
 def table(rows: Iterable[Row], columns: list[str]) -> Table:
@@ -206,17 +252,12 @@ def cell(value: Any) -> str:
         return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, float):
         return f"{value:.1f}"
-    return plain(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
-
-
-def plain(text: str) -> str:
-    """Text that a terminal can only show: names are anybody's, and an escape sequence in one would be obeyed."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return plain(value if isinstance(value, str) else json_text(value, default=str))
 
 
 def results_console() -> Console:
     """Standard output; where it is not a terminal, so wide that nothing is folded in a file or a pipe."""
-    return _Output(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
+    return _Output(highlight=False, markup=False, width=None if sys.stdout.isatty() else _ANY_WIDTH)
 
 
 def moment(connection: psycopg.Connection[DictRow], text: str | None) -> str | None:

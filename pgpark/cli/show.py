@@ -10,7 +10,7 @@ import click
 from rich.live import Live
 
 from pgpark import calls
-from pgpark.cli.common import Seconds, Settings, database_options, print_rows, results_console, table
+from pgpark.cli.common import Seconds, Settings, database_options, fitting, print_rows, results_console
 from pgpark.models import PoolStats
 
 _COLUMNS = list(PoolStats.model_fields)
@@ -34,7 +34,7 @@ def stats(settings: Settings, pool: str | None, watch: bool, interval: float) ->
             while True:
                 now = calls.run_on(connection, calls.stats(pool))
                 if live is not None:
-                    live.update(table(now, _COLUMNS), refresh=True)
+                    live.update(fitting(now, _COLUMNS, live.console), refresh=True)
                 else:
                     print_rows(settings, now, _COLUMNS, empty)
                     sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from typing import Any
@@ -13,7 +12,17 @@ from psycopg.rows import DictRow
 from rich.progress import Progress
 
 from pgpark import Client, calls
-from pgpark.cli.common import Settings, cell, database_options, load_json, messages, moment, print_json
+from pgpark.cli.common import (
+    Settings,
+    cell,
+    database_options,
+    json_text,
+    load_json,
+    messages,
+    moment,
+    plain,
+    print_json,
+)
 from pgpark.database import require_migrated
 from pgpark.errors import BadInputError, UnknownPoolError
 from pgpark.models import Message, Part, Submitted
@@ -130,7 +139,7 @@ def result(settings: Settings, task_id: int, wait: bool, follow: bool, timeout: 
     if settings.json:
         print_json(message)
     else:
-        click.echo(json.dumps(message.payload, ensure_ascii=False))
+        click.echo(json_text(message.payload))
         messages.print(f"{message.status}: {message.reason}" if message.reason else message.status, soft_wrap=True)
     return 0 if message.status == "completed" else 1
 
@@ -154,15 +163,18 @@ def _follow(settings: Settings, client: Client, task_id: int, timeout: float | N
                 in_line = False
             if again:
                 messages.print(f"attempt {item.attempt} begins anew")
-            text = (
-                item.content if isinstance(item.content, str) else json.dumps(item.content, ensure_ascii=False) + "\n"
-            )
+            text = _shown(item.content) if isinstance(item.content, str) else json_text(item.content) + "\n"
             click.echo(text, nl=False)  # flushes
             in_line = not text.endswith("\n") if text else in_line
             attempt = item.attempt
     if in_line:
         click.echo()
     return outcome
+
+
+def _shown(text: str) -> str:
+    """As it is, but for what a terminal would obey."""
+    return plain(text, keep="\n\r\t") if sys.stdout.isatty() else text
 
 
 def _progress(part: Part) -> str:

@@ -173,6 +173,13 @@ class Terminal:
             if select.select([self._ours], [], [], 0.5)[0]:
                 self.seen += ESCAPES.sub("", os.read(self._ours, 65536).decode(errors="replace"))
 
+    def read_to_the_end(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone with its last user
+            while data := os.read(self._ours, 65536):
+                self.seen += ESCAPES.sub("", data.decode(errors="replace"))
+        assert self.process.stderr is not None
+        self.seen += self.process.stderr.read().decode(errors="replace")
+
     def press(self, keys: str) -> None:
         self.seen = ""
         os.write(self._ours, keys.encode())
