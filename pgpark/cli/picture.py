@@ -92,7 +92,7 @@ def _sentence(lot: Lot) -> str:
     line = lot["line"]
     head = line.get("head")
     if lot["parked"]["count"] == 0:
-        return "nothing waits"
+        return "none of the first that wait is theirs" if lot["parked"]["more"] else "nothing waits"
     if head and line["why"] == head["why"]:
         who = f"head: task {head['task_id']} needs {_units(head['units'])}, waits for {span(head['secs'])}"
         if head["why"] == "worker capacity":
@@ -102,7 +102,7 @@ def _sentence(lot: Lot) -> str:
         "paused": f"the pool is {lot['state']}: nothing starts",
         "no worker": "no worker has been seen for a minute",
         "tenant limit": "those that wait are at the limit of their tenant",
-    }.get(line["why"] or "", "the line moves")
+    }.get(line["why"] or "", "the line moves" if lot["own"] is None else "why they wait is not shown")
 
 
 def _bays(lot: Lot, width: int, colours: _Colours) -> list[Text]:

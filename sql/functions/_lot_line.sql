@@ -1,8 +1,9 @@
 -- The line in the picture of a pool: what is parked by priority, what is delayed, why the line does not move, and what stands at
 -- its head. Called by park_lot (lot.sql), which says who may see what.
 
--- line: of _lot_line. Counts of own tasks are of those looked at.
-create or replace function pgpark._lot_parked(lot pgpark.pool, parked pgpark.task[], line jsonb, own text[], now_ timestamptz, most int)
+-- parked: those of looked that are shown. line: of _lot_line. Counts of own tasks are of those looked at.
+create or replace function pgpark._lot_parked(lot pgpark.pool, parked pgpark.task[], looked pgpark.task[], line jsonb, own text[],
+                                              now_ timestamptz, most int)
 returns jsonb
 language plpgsql stable
 set search_path = pgpark, pg_temp
@@ -10,15 +11,14 @@ as $$
 #variable_conflict use_column
 declare
   lanes jsonb;
-  counts int[];
+  counts constant int[] := pgpark._parked_by_priority(lot.pool_id, pgpark._lot_reach());
 begin
-  if own is null then
-    counts := pgpark._parked_by_priority(lot.pool_id, pgpark._lot_reach());
-  end if;
   select jsonb_agg(jsonb_build_object(
            'priority', pgpark._priority_word(g.level::smallint),
-           'count', c.counted,
-           'more', c.counted >= pgpark._lot_reach(),
+           'count', case when own is null then counts[g.level + 1] else s.seen end,
+           'more', counts[g.level + 1] >= pgpark._lot_reach()
+                   or (own is not null
+                       and counts[g.level + 1] > (select count(*) from unnest(looked) k where k.priority = g.level)),
            'units', s.units,
            'oldest_secs', s.oldest_secs,
            'tasks', s.tasks) order by g.level desc)
@@ -37,10 +37,7 @@ begin
       from unnest(parked) p
       where p.priority = g.level
     ) t
-  ) s
-  cross join lateral (
-    select coalesce(counts[g.level + 1], s.seen) as counted
-  ) c;
+  ) s;
   return jsonb_build_object(
     'count', (select sum((l.lane ->> 'count')::int) from jsonb_array_elements(lanes) as l (lane)),
     'more', (select bool_or((l.lane ->> 'more')::boolean) from jsonb_array_elements(lanes) as l (lane)),

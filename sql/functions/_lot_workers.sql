@@ -18,8 +18,8 @@ begin
 end
 $$;
 
--- As many running tasks as are looked at.
-create or replace function pgpark._first_running(pool_id int) returns setof pgpark.task
+-- As many running tasks as are looked at, of all or of own tenants.
+create or replace function pgpark._first_running(pool_id int, own text[]) returns setof pgpark.task
 language plpgsql stable
 set search_path = pgpark, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -33,6 +33,7 @@ begin
   from task t
   where t.pool_id = _first_running.pool_id
     and t.state in ('running', 'cancelling')
+    and pgpark._is_shown(t.tenant, own)
   limit pgpark._lot_reach();
 end
 $$;

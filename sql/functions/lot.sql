@@ -19,6 +19,7 @@ declare
   view_ record;
   used bigint;
   running pgpark.task[];
+  looked pgpark.task[];  -- the first that are parked, whose ever they are
   parked pgpark.task[];
   line jsonb;
 begin
@@ -31,9 +32,11 @@ begin
   view_ := pgpark._lot_view(park_lot.pool);
   lot := pgpark._pool(park_lot.pool);
   used := pgpark._used_units(lot.pool_id);
-  running := array(select t from pgpark._first_running(lot.pool_id) t where pgpark._is_shown(t.tenant, view_.own));
-  parked := array(select t from pgpark._first_parked(lot, pgpark._lot_reach()) t where pgpark._is_shown(t.tenant, view_.own));
+  running := array(select t from pgpark._first_running(lot.pool_id, view_.own) t);
+  looked := array(select t from pgpark._first_parked(lot, pgpark._lot_reach()) t);
+  parked := looked;
   if view_.own is not null then
+    parked := array(select t from unnest(looked) t where pgpark._is_shown(t.tenant, view_.own));
     used := (select coalesce(sum(r.units), 0) from unnest(running) r);
   end if;
   line := pgpark._lot_line(lot, used, now_, least(4 * max_tasks, pgpark._lot_reach()));
@@ -46,7 +49,7 @@ begin
     'settings', pgpark._lot_settings(lot, view_.own),
     'used_units', used,
     'running', pgpark._lot_running(running, now_, max_tasks),
-    'parked', pgpark._lot_parked(lot, parked, line, view_.own, now_, max_tasks),
+    'parked', pgpark._lot_parked(lot, parked, looked, line, view_.own, now_, max_tasks),
     'delayed', pgpark._lot_delayed(lot, view_.own, now_, max_tasks),
     'line', case when view_.own is null then line - 'places'
                  else jsonb_build_object('why', case when lot.state in ('paused', 'disabled') then 'paused' end) end,
@@ -60,7 +63,7 @@ $$;
 comment on function pgpark.park_lot is
 'All that the live page and `pgpark top` draw of one pool, as one object, at the same cost however much waits. Lists have at
 most max_tasks (1 to 1000) entries; count says how many there are, and with more = true that many or more (it stops at
-1000; sums, tenants and own tasks are of what was counted). Times are seconds before or after `at`.
+1000, of whomever; sums, tenants and own tasks are of what was counted). Times are seconds before or after `at`.
 settings: max_units, max_bypass, fairness and others; free_places in a pool with max_queue_depth. used_units: exact. running:
 the largest first. parked: a lane for each priority, critical first, with its first tasks, their position and why they wait
 (as park_explain says). delayed: by starting time; backoff: it comes back after a failure. line: why the line does not move
@@ -84,6 +87,8 @@ declare
   own text[];
   running pgpark.task[];
   counts int[];  -- of what is parked, by level
+  parked int;
+  more boolean;
 begin
   if pgpark._is_stranger() then
     perform pgpark._require(pgpark._kinds(), null, '{}', 'see pools');
@@ -96,14 +101,14 @@ begin
     limit pgpark._lot_reach()
   loop
     own := pgpark._own_tenants(lot.name);
-    running := array(select t from pgpark._first_running(lot.pool_id) t where pgpark._is_shown(t.tenant, own));
-    if own is null then
-      counts := pgpark._parked_by_priority(lot.pool_id, pgpark._lot_reach());
-    else
-      counts := array(
-        select count(*)::int
-        from pgpark._first_parked(lot, pgpark._lot_reach()) t
-        where pgpark._is_shown(t.tenant, own));
+    running := array(select t from pgpark._first_running(lot.pool_id, own) t);
+    counts := pgpark._parked_by_priority(lot.pool_id, pgpark._lot_reach());
+    parked := (select sum(c)::int from unnest(counts) c);
+    more := pgpark._lot_reach() <= any (counts);
+    if own is not null then
+      select (count(*) filter (where pgpark._is_shown(t.tenant, own)))::int, more or count(*) < parked
+      into parked, more
+      from pgpark._first_parked(lot, pgpark._lot_reach()) t;
     end if;
     lots := lots || jsonb_build_object(
       'pool', lot.name, 'state', lot.state, 'own', own, 'max_units', lot.max_units,
@@ -115,8 +120,7 @@ begin
                                                                'priority', pgpark._priority_word(r.priority))
                                             order by r.units desc, r.task_id), '[]')
                   from (select t.* from unnest(running) t order by t.units desc, t.task_id limit 24) r)),
-      'parked', jsonb_build_object('count', (select sum(c) from unnest(counts) c),
-                                   'more', pgpark._lot_reach() <= any (counts)),
+      'parked', jsonb_build_object('count', parked, 'more', more),
       'workers', case when own is null then pgpark._has_workers(lot, now_) end);
   end loop;
   return jsonb_build_object('at', now_, 'pools', lots);

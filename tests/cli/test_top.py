@@ -69,6 +69,18 @@ def test_lanes_show_units_and_age_in_the_order_of_starting_and_mark_the_head(db:
     assert "low          1 [1u 0s]" in [line.rstrip() for line in lines]
 
 
+def test_who_sees_its_own_tasks_alone_is_told_nothing_of_the_line(db: Database, role: str) -> None:
+    db.pool(max_units=4)
+    db.parked(units=4, tenant="acme")
+    db.rows("select pgpark.park_grant(%s, 'producer', tenants => '{acme}')", role)
+    db.connection.execute(f"set role {role}")
+    lot = lot_of(db)
+    db.connection.execute("reset role")
+    assert drawn(lot, 80)[1] == "why they wait is not shown"
+    lot["parked"] |= {"count": 0, "more": True}
+    assert drawn(lot, 80)[1] == "none of the first that wait is theirs"
+
+
 def test_a_lane_that_is_too_long_says_how_many_more(db: Database) -> None:
     db.pool(max_units=4)
     for _ in range(30):

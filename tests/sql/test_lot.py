@@ -224,6 +224,25 @@ def test_a_bound_producer_sees_its_own_tasks_alone(db: Database, role: str) -> N
     db.connection.execute("reset role")
 
 
+def test_own_tasks_behind_many_of_others_are_not_said_to_be_none(db: Database, role: str) -> None:
+    db.pool(max_units=1001)
+    others = '(select jsonb_agg(\'{"payload": 1, "tenant": "globex"}\'::jsonb) from generate_series(1, 1000))'
+    db.rows(f"select from pgpark.park_submit_many('gpu', {others})")
+    mine = db.parked(tenant="acme")
+    assert len(db.claim(max_tasks=1001)) == 1001
+    db.rows(f"select from pgpark.park_submit_many('gpu', {others})")
+    db.parked(tenant="acme"), db.parked(tenant="acme", priority="high")
+    db.rows("select pgpark.park_grant(%s, 'producer', tenants => '{acme}')", role)
+    db.connection.execute(f"set role {role}")
+    lot = lot_of(db)
+    assert ([task["task_id"] for task in lot["running"]["tasks"]], lot["used_units"]) == ([mine], 1)
+    assert [(lane["count"], lane["more"]) for lane in lot["parked"]["lanes"][1:3]] == [(1, False), (0, True)]
+    assert (lot["parked"]["count"], lot["parked"]["more"]) == (1, True)
+    (small,) = db.value("select pgpark.park_lot()")["pools"]
+    assert (small["parked"], small["running"]["count"]) == ({"count": 1, "more": True}, 1)
+    db.connection.execute("reset role")
+
+
 def test_a_token_sees_what_it_is_for(db: Database) -> None:
     db.pool(max_units=10)
     mine, _ = db.parked(units=3, tenant="acme"), db.parked(units=4, tenant="globex")

@@ -38,7 +38,7 @@ export function drawFigures(lot, latest) {
   const figures = [
     lot.own ? null : { name: "free", value: short(free), note: `of ${units(lot.settings.max_units)}`, sign: free === 0 ? "full" : "open" },
     { name: "running", value: counted(lot.running), note: `${short(lot.used_units)} units in use` },
-    { name: "parked", value: counted(lot.parked), note: lot.parked.count ? `oldest ${span(oldest)}` : "nothing waits" },
+    { name: "parked", value: counted(lot.parked), note: lot.parked.count ? `oldest ${span(oldest)}` : lot.parked.more ? "none of the first" : "nothing waits" },
     lot.delayed.count ? { name: "delayed", value: counted(lot.delayed), note: soon(lot.delayed.tasks[0].due_secs) } : null,
     latest ? { name: "started", value: short(latest.starts), note: "in the last hour" } : null,
     latest ? { name: "median wait", value: latest.wait === null ? "–" : span(latest.wait), note: "in the last hour" } : null,

@@ -100,10 +100,10 @@ function drawLanes(lot, open) {
       element("div", { class: "lane-name" }, element("b", {}, lane.priority), element("span")),
       element("div", { class: "queue" })),
   (node, lane) => {
-    const note = lane.count ? `${counted(lane)} · oldest ${span(lane.oldest_secs)}` : "empty";
+    const note = lane.count ? `${counted(lane)} · oldest ${span(lane.oldest_secs)}` : lane.more ? "none of the first" : "empty";
     say(node.querySelector(".lane-name span"), note);
     node.classList.toggle("empty", lane.count === 0);
-    node.setAttribute("aria-label", `${lane.priority}: ${lane.count ? `${counted(lane)} parked, the oldest for ${span(lane.oldest_secs)}` : "nothing parked"}`);
+    node.setAttribute("aria-label", `${lane.priority}: ${lane.count ? `${counted(lane)} parked, the oldest for ${span(lane.oldest_secs)}` : lane.more ? "none of the first that wait" : "nothing parked"}`);
     const queue = node.querySelector(".queue");
     const tasks = lane.tasks.slice(0, LANE_MOST);
     const unseen = lane.count - tasks.length;

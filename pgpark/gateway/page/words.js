@@ -57,7 +57,7 @@ export function sentence(lot) {
   const holds = running.count === 0
     ? `Nothing ${whose}runs.`
     : `${counted(running)} ${running.count === 1 ? "task" : "tasks"} ${whose}${running.count === 1 ? "holds" : "hold"} ${number(used)} of ${units(settings.max_units)}.`;
-  if (parked.count === 0) return `${holds} Nothing waits.`;
+  if (parked.count === 0) return parked.more ? `${holds} None of the first that wait is ${own.length === 1 ? `of ${own[0]}` : "of your tenants"}.` : `${holds} Nothing waits.`;
   const waits = `${counted(parked)} ${parked.count === 1 ? "waits" : "wait"}`;
   const why = {
     paused: lot.state === "disabled" ? "the pool is disabled, so nothing starts." : "the pool is paused, so nothing starts.",
