@@ -366,6 +366,37 @@ begin
 end
 $$;
 
+-- The tenants that have tasks in a lane, and how many units each may still take.
+create or replace function pgpark._rooms(lot pgpark.pool) returns table (tenant text, room int)
+language plpgsql stable
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+  used constant jsonb := (
+    select coalesce(jsonb_object_agg(u.tenant, u.units), '{}')
+    from (
+      select coalesce(t.tenant, '') as tenant, sum(t.units) as units
+      from task t
+      where t.pool_id = lot.pool_id
+        and t.state in ('running', 'cancelling')
+      group by 1
+    ) u);
+begin
+  return query
+  select l.tenant,
+         greatest(coalesce((select n.max_units from tenant n where n.pool_id = lot.pool_id and n.tenant = l.tenant),
+                           lot.max_units)
+                  - coalesce((used ->> l.tenant)::bigint, 0), 0)::int
+  from pgpark._lanes(lot.pool_id) as l (tenant);
+end
+$$;
+
 -- The fronts of the lanes: of each tenant with a limit its first parked tasks, all in rank order. in_line are those that
 -- the limit lets start: the first so many whose units fit together with those of the tenant's running tasks. Reads at
 -- most depth of these from a lane (last_look: there may be more), and beyond of those that the limit keeps waiting. A

@@ -51,7 +51,7 @@ $$;
 
 comment on function pgpark.park_demand is
 'How many units a pool could use at once: those in use, and those of what is parked or due; delayed tasks ask for nothing
-until their time has come. For autoscalers: divided by the units of a worker it is the number of workers wanted. Exact while
+until their time has come, and those of a tenant with a limit no more than that would let start. For autoscalers: divided by the units of a worker it is the number of workers wanted. Exact while
 no more tasks are parked than four times max_units, or 10,000 where that is more, and at most 100,000; beyond, the units of so
 many. Errors: 42704, 42501.';
 
@@ -177,14 +177,11 @@ declare
   most int := least(greatest(10000, 4 * lot.max_units::bigint), pgpark._counted())::int;
   now_ timestamptz := pgpark._now();
   done timestamptz := (select f.due_to from pgpark._floors(lot.pool_id) f);
-  lanes constant text[] := array(select l from pgpark._lanes(lot.pool_id) l);
 begin
-  return pgpark._used_units(lot.pool_id) + (
+  return pgpark._used_units(lot.pool_id) + pgpark._demand_of_lanes(lot, most) + (
     select coalesce(sum(c.units), 0)::bigint
     from (
       (select t.units from pgpark._in_line(lot.pool_id, array[3, 2, 1, 0], most) t limit most)
-      union all
-      (select t.units from pgpark._in_lanes(lot.pool_id, lanes, array[3, 2, 1, 0], most) t limit most)
       union all
       (select t.units  -- due, but there is no worker that would park them
        from task t
@@ -196,6 +193,40 @@ begin
        limit most)
       limit most
     ) c);
+end
+$$;
+
+-- The units that parked tasks of tenants with a limit ask for, as far as their limits would let them start.
+create or replace function pgpark._demand_of_lanes(lot pgpark.pool, most int) returns bigint
+language plpgsql stable
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_sort = off
+as $$
+#variable_conflict use_column
+begin
+  if not lot.limited then
+    return 0::bigint;
+  end if;
+  return (
+    select coalesce(sum(c.units), 0)
+    from (
+      select least(sum(w.units), w.room) as units
+      from (
+        select r.tenant, r.room, t.units
+        from pgpark._rooms(lot) r
+        cross join lateral (
+          select t.units from pgpark._in_lanes(lot.pool_id, array[r.tenant], array[3, 2, 1, 0], r.room) t limit r.room
+        ) t
+        where r.room > 0
+        limit most
+      ) w
+      group by w.tenant, w.room
+    ) c)::bigint;
 end
 $$;
 

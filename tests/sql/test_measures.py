@@ -327,6 +327,23 @@ def test_what_is_parked_is_counted_by_priority_up_to_a_bound_for_each(db: Databa
     assert db.value(counted, 100) == [4, 0, 6, 7]
 
 
+def test_a_tenant_at_its_limit_demands_no_more(db: Database) -> None:
+    """However much it has parked: no worker more would start any of that."""
+    db.pool(max_units=100, tenants={"acme": {"max_units": 5}, "globex": {"max_units": 8}, "": {"max_units": 7}})
+    demand = "select pgpark.park_demand('gpu')"
+    for _ in range(20):
+        db.parked(tenant="acme", units=2, priority="high")
+        db.parked(tenant="other", units=2)
+    assert db.value(demand) == 5 + 40
+    assert len(db.claim(max_tasks=2)) == 2
+    assert db.value(demand) == 4 + 1 + 40
+    db.parked(tenant="globex", units=3)
+    db.parked(units=4), db.parked(units=5)
+    assert db.value(demand) == metrics(db)["pgpark_demand_units"] == 4 + 1 + 40 + 3 + 7
+    db.pool(max_units=100, tenants={})
+    assert db.value(demand) == 40 + 40 + 3 + 9
+
+
 def test_callbacks_are_counted_by_what_came_of_them(db: Database) -> None:
     db.pool(mailbox={"notifier": {"type": "http", "base_url": "http://localhost:1", "max_attempts": 2}})
     for _ in range(3):
