@@ -28,11 +28,12 @@ LastPart = Annotated[
     str,
     Header(alias="Last-Event-ID", pattern=f"^([0-9]{{1,9}}|{_END})$", description="Go on after this event."),
 ]
+_NUMBER, _MOST_SEEN = "[0-9]{1,18}", 200  # in a bookmark of park_follow
 Bookmark = Annotated[
     str,
     Header(
         alias="Last-Event-ID",
-        pattern="^[0-9]{1,18}[.][0-9]{1,18}[.][0-9]{1,18}[.]([0-9]{1,18}(,[0-9]{1,18}){0,199})?$",
+        pattern=f"^({_NUMBER}[.]){{3}}({_NUMBER}(,{_NUMBER}){{0,{_MOST_SEEN - 1}}})?$",
         description="Go on after this event.",
     ),
 ]
@@ -101,7 +102,7 @@ async def _task(caller: CallerOf, task_id: int, after: int, max_secs: float | No
         for after, line in parts.rows:
             events.append(event("part", line, str(after)))
         if parts.more:
-            return News(events, more=True)
+            return News(events, again_in=0)
         if outcome:
             events.append(event("outcome", outcome[0][1], _END))
         elif not status:
@@ -121,15 +122,20 @@ async def _mailbox(
     max_secs: float | None,
 ) -> AsyncGenerator[str, None]:
     most = _PAGE_ROWS
+    held_back = 1.0
 
     async def look() -> News:
-        nonlocal bookmark, most
+        nonlocal bookmark, most, held_back
         (messages,) = await caller.look(page(follow, "bookmark", most, _PAGE_BYTES))
         most = messages.most_rows
         events = []
         for bookmark, line in messages.rows:
             events.append(event("message", line, bookmark))
-        return News(events, more=messages.more)
+        held_back = 1.0 if messages.rows else held_back * 2
+        if messages.more:
+            return News(events, again_in=0)
+        full = bookmark is not None and bookmark.count(",") == _MOST_SEEN - 1
+        return News(events, again_in=held_back if full else None)  # till whom park_follow waits for has committed
 
     def follow(rows: int) -> Call[list[Followed]]:
         return calls.follow(address[0], bookmark, address[1], address[2], since, max_messages=rows)

@@ -28,10 +28,10 @@ _RETRY_MILLISECONDS = (1000, 4000)  # clients of a gateway that stops come back 
 
 @dataclass(frozen=True)
 class News:
-    """What a look has found: events, whether there are more of them at once, and whether these were the last."""
+    """What a look has found. again_in: seconds until there may be more that nobody tells of; over: there is no more."""
 
     events: list[str]
-    more: bool = False
+    again_in: float | None = None
     over: bool = False
 
 
@@ -93,13 +93,14 @@ async def following(
             if not isinstance(error, DatabaseError) or isinstance(error, NotGrantedError):
                 yield event("error", bytes(from_pgpark(error).response().body).decode())
                 return
-            news, failures = News([": the database cannot be used now\n\n"]), failures + 1
+            failures += 1
+            news = News([": the database cannot be used now\n\n"], again_in=2.0**failures)
         for text in news.events:
             yield text
         if news.over:
             return
-        pause = min(2.0**failures, settings.look_secs) if failures else settings.look_secs
-        look_at = time.monotonic() + (0 if news.more else pause * random.uniform(0.7, 1))
+        pause = settings.look_secs if news.again_in is None else min(news.again_in, settings.look_secs)
+        look_at = time.monotonic() + pause * random.uniform(0.7, 1)
         rung = False
         while not rung:
             now = time.monotonic()

@@ -84,6 +84,24 @@ def test_a_full_mailbox_is_told_without_a_pause(db: Database, admin: httpx.Clien
     assert [message["task_id"] for _, (_, message, _) in zip(tasks, stream, strict=False)] == tasks
 
 
+def test_a_stream_goes_on_when_a_late_outcome_is_committed(
+    db: Database, admin: httpx.Client, connect: Callable[[], Database]
+) -> None:
+    """It is another tenant's, so that nobody rings this mailbox."""
+    db.pool("gpu", max_units=1000)
+    late = db.parked(tenant="rival")
+    tasks = [db.parked(tenant="a") for _ in range(230)]
+    db.claim(max_tasks=1000)
+    other = connect()
+    other.connection.execute("begin")
+    other.finish(late)
+    db.rows("select from pgpark.park_finish_many(%s)", Jsonb([{"task_id": task, "attempt": 1} for task in tasks]))
+    stream = events(admin, "/mailbox/a/events")
+    assert [next(stream)[1]["task_id"] for _ in range(200)] == tasks[:200]
+    other.connection.execute("commit")
+    assert [next(stream)[1]["task_id"] for _ in range(30)] == tasks[200:]
+
+
 def test_large_parts_are_read_as_they_are_taken(
     db: Database, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
