@@ -382,6 +382,21 @@ def test_without_maintenance_events_are_found_and_go_when_their_time_comes(db: D
     assert len(rows(db)) == 1
 
 
+def test_where_events_have_no_day_days_are_made_one_by_one(db: Database) -> None:
+    """Each keeps writers waiting while Postgres looks through those events."""
+    db.freeze()
+    db.pool(audit=True)
+    db.advance(20 * DAY)
+    db.parked()
+    before = len(days(db))
+    made = []
+    for _ in range(8):
+        db.maintain()
+        made.append(len(days(db)) - before)
+        db.advance(60)
+    assert made == [1, 2, 3, 4, 5, 6, 7, 7]
+
+
 def test_days_go_when_no_pool_wants_them(db: Database) -> None:
     db.freeze()
     db.pool("short", audit=True, audit_days=3)
