@@ -2,9 +2,9 @@
 
 Commands run in this process by way of `cli.run`, which the entry point calls; one in a hundred as a process of its own,
 `python -m pgpark`. What would not end, or would start programs, is replaced at its outermost call, so that all that
-stands before is tried (tests/cli and tests/test_worker.py try the rest): the loops of `worker` and `notifier run`, the
-measuring of `bench`, the show of `demo`, the embedded server (its place is taken by the database of the fuzz), and
-waiting for more than a moment in `result --wait`, `--follow` and `stats --watch`.
+stands before is tried (tests/cli, tests/gateway and tests/test_worker.py try the rest): the loops of `worker`,
+`notifier run` and `serve`, the measuring of `bench`, the show of `demo`, the embedded server (its place is taken by the
+database of the fuzz), and waiting for more than a moment in `result --wait`, `--follow`, `stats --watch` and `top`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -332,7 +333,10 @@ class Shell:
                 "pgpark.embedded.EmbeddedServer.stop": lambda _, force=False: False,
                 "pgpark.cli.work.Worker.run": lambda _: True,
                 "pgpark.cli.notifier.Notifier.run": lambda _: None,
+                "pgpark.gateway.server._Server.run": lambda *_, **__: None,
                 "pgpark.cli.show.time": SimpleNamespace(sleep=interrupted),
+                "pgpark.cli.top.time": SimpleNamespace(sleep=interrupted, monotonic=time.monotonic),
+                "pgpark.cli.audit.time": SimpleNamespace(sleep=interrupted),
                 "pgpark.cli.bench.measure": lambda *_: [],
                 "pgpark.cli.demo._workers": lambda *_: contextlib.nullcontext({}),
                 "pgpark.cli.demo._watch": lambda *_: interrupted(0),
