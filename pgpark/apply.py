@@ -70,7 +70,7 @@ def reconcile(
         connections = {}
         for place, dsn in dsns.items():
             with _pools_named(config, where, place):
-                connections[place] = stack.enter_context(contextlib.closing(connect(dsn)))
+                connections[place] = stack.enter_context(contextlib.closing(connect(dsn, prepare=False)))
                 require_migrated(connections[place])
         return _reconcile(config, where, connections, create, change)
 

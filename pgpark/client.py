@@ -26,12 +26,13 @@ class Client:
     """A synchronous client: `with Client(dsn) as park: park.run(calls.submit("gpu", {...}, units=8))`.
 
     Each call is a transaction of its own. To submit inside a transaction of yours, use `calls.run_on(connection, ...)`.
-    Raises the errors of pgpark.errors.
+    poll: for a DSN that leads to a pooler in transaction mode: prepare no statements, and look each second instead of
+    listening. Raises the errors of pgpark.errors.
     """
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
-        self.connection: psycopg.Connection[DictRow] = connect(dsn)
+    def __init__(self, dsn: str, *, poll: bool = False) -> None:
+        self._dsn, self._poll = dsn, poll
+        self.connection: psycopg.Connection[DictRow] = connect(dsn, prepare=not poll)
 
     def run(self, call: calls.Call[T]) -> T:
         """Runs one call and returns its result."""
@@ -39,9 +40,10 @@ class Client:
 
     def wait(self, task_id: int, timeout: float | None = None) -> Message | None:
         """Waits for the outcome of a task, woken by notification; None after `timeout` seconds."""
-        patience = Patience(timeout)
+        patience = Patience(timeout, self._poll)
         try:
-            self.connection.execute(_LISTEN)
+            if not self._poll:
+                self.connection.execute(_LISTEN)
             try:
                 while True:
                     timers = self.run(calls.maintain())  # a deadline must end the wait even where no worker lives
@@ -52,7 +54,7 @@ class Client:
                         if notice.payload == str(task_id):
                             break
             finally:
-                if not self.connection.closed:
+                if not self._poll and not self.connection.closed:
                     self.connection.execute(_UNLISTEN)
         except psycopg.Error as error:
             raise translated(error) from error
@@ -65,7 +67,7 @@ class Client:
         and where there is no such task, or its message was acknowledged. Uses a connection of its own; a connection
         that is lost raises DatabaseError.
         """
-        return stream(self._dsn, task_id, timeout)
+        return stream(self._dsn, task_id, timeout, self._poll)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -83,8 +85,8 @@ class Client:
 class AsyncClient:
     """The same for asyncio: `async with AsyncClient(dsn) as park: await park.run(calls.submit(...))`."""
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+    def __init__(self, dsn: str, *, poll: bool = False) -> None:
+        self._dsn, self._poll = dsn, poll
         self._connection: psycopg.AsyncConnection[DictRow] | None = None
         self._lock = asyncio.Lock()
 
@@ -97,10 +99,11 @@ class AsyncClient:
 
     async def wait(self, task_id: int, timeout: float | None = None) -> Message | None:
         """Waits for the outcome of a task, on a connection of its own; None after `timeout` seconds."""
-        patience = Patience(timeout)
+        patience = Patience(timeout, self._poll)
         try:
-            async with await connect_async(self._dsn) as connection:
-                await connection.execute(_LISTEN)
+            async with await connect_async(self._dsn, prepare=not self._poll) as connection:
+                if not self._poll:
+                    await connection.execute(_LISTEN)
                 while True:
                     timers = await calls.run_on_async(connection, calls.maintain())
                     message = await calls.run_on_async(connection, calls.result(task_id))
@@ -114,10 +117,10 @@ class AsyncClient:
 
     def stream(self, task_id: int, timeout: float | None = None) -> AsyncIterator[Part | Message]:
         """The same as Client.stream, to be used with `async for`."""
-        return stream_async(self._dsn, task_id, timeout)
+        return stream_async(self._dsn, task_id, timeout, self._poll)
 
     async def __aenter__(self) -> AsyncClient:
-        self._connection = await connect_async(self._dsn)
+        self._connection = await connect_async(self._dsn, prepare=not self._poll)
         return self
 
     async def __aexit__(

@@ -19,6 +19,7 @@ from pgpark.calls import Call
 from pgpark.errors import BadInputError, DatabaseError, translated
 from pgpark.executors import FunctionExecutor, load_handler
 from pgpark.models import Message, Part, PoolInfo, PoolStats
+from pgpark.patience import POLL_SECS
 from pgpark.streaming import stream, stream_async
 from pgpark.transactions import (
     AsyncTransaction,
@@ -41,6 +42,8 @@ ResultT = TypeVar("ResultT", default=Any)
 class Database:
     """Where the calls of a pool go: its DSN, connections, the listener for outcomes, and what keeps it all open.
 
+    poll: the DSN leads to a pooler in transaction mode, behind which nothing is prepared and nothing heard.
+
     None of it outlives a fork: two processes would talk on one connection, and the listener's thread is gone.
     """
 
@@ -48,6 +51,7 @@ class Database:
     connections: ConnectionPool[Any] | AsyncConnectionPool[Any]
     listener: Listener
     opened: object
+    poll: bool = False
     pid: int = field(default_factory=os.getpid)
 
     def require_own_process(self) -> None:
@@ -125,18 +129,27 @@ class BasePool(Generic[PayloadT, ResultT]):
         units: int | None = None,
         concurrency: int = 8,
         name: str | None = None,
-        listen: bool = True,
-        poll_secs: float = 30.0,
+        listen: bool | None = None,
+        poll_secs: float | None = None,
         grace_secs: float = 30.0,
     ) -> Worker:
         """A worker for this pool: `pool.worker(handler).run()` works until SIGTERM.
 
         handler: a function, async or plain, or "module:function"; it gets the payload, validated where its first
-        argument is annotated with a pydantic model, and returns the result. The settings are those of WorkerSettings.
+        argument is annotated with a pydantic model, and returns the result. The settings are those of WorkerSettings;
+        pools that poll have workers that do.
         Raises BadInputError when there is no such handler.
         """
+        poll = self._database.poll
         settings = WorkerSettings(
-            self._database.dsn, self.name, name or default_name(), units, concurrency, listen, poll_secs, grace_secs
+            self._database.dsn,
+            self.name,
+            name or default_name(),
+            units,
+            concurrency,
+            listen=not poll if listen is None else listen,
+            poll_secs=poll_secs if poll_secs is not None else POLL_SECS if poll else 30.0,
+            grace_secs=grace_secs,
         )
         function = load_handler(handler) if isinstance(handler, str) else handler
         return _PoolWorker(settings, FunctionExecutor(function), self._database)
@@ -192,7 +205,7 @@ class Pool(BasePool[PayloadT, ResultT]):
 
         On a connection of its own. Raises BadResultError, DatabaseError.
         """
-        for item in stream(self._database.dsn, _accepted(task_id), timeout):
+        for item in stream(self._database.dsn, _accepted(task_id), timeout, self._database.poll):
             yield item if isinstance(item, Part) else self.types.decode(item)
 
     def run(self, call: Call[T]) -> T:
@@ -229,7 +242,9 @@ class AsyncPool(BasePool[PayloadT, ResultT]):
 
     async def stream(self, task_id: int | None, timeout: float | None = None) -> AsyncIterator[Part | Message[ResultT]]:
         """The parts of a task as they come, then its outcome, for `async for`; as Pool.stream."""
-        async with contextlib.aclosing(stream_async(self._database.dsn, _accepted(task_id), timeout)) as items:
+        database = self._database
+        parts = stream_async(database.dsn, _accepted(task_id), timeout, database.poll)
+        async with contextlib.aclosing(parts) as items:
             async for item in items:
                 yield item if isinstance(item, Part) else self.types.decode(item)
 

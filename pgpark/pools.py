@@ -36,16 +36,18 @@ def build_pools(
     home: str | Path | None = None,
     apply: bool = False,
     max_connections: int = 10,
+    poll: bool = False,
 ) -> Pools:
     """The pools of a config file (or of its content as a mapping), by name: `build_pools(file)["gpu"].submit(...)`.
 
     Pools that are not there yet are created; existing ones are changed only if `apply`, else a warning is logged where
     they differ. dsn, home: where pools live that do not say so themselves (default: PGPARK_DSN, PGPARK_HOME, else the
-    embedded server in .pgpark). max_connections: for each database; who waits for a result needs none.
+    embedded server in .pgpark). max_connections: for each database; who waits for a result needs none. poll: for DSNs
+    that lead to a pooler in transaction mode: prepare no statements, and look each second instead of listening.
     Close it, or use it in a `with`: embedded servers stop when nobody uses them.
     Raises BadInputError naming file and path, NotMigratedError, DatabaseError.
     """
-    return Pools(file, Place.of(dsn, home), apply, max_connections)
+    return Pools(file, Place.of(dsn, home), apply, max_connections, poll)
 
 
 def build_pools_async(
@@ -55,9 +57,10 @@ def build_pools_async(
     home: str | Path | None = None,
     apply: bool = False,
     max_connections: int = 10,
+    poll: bool = False,
 ) -> AsyncPools:
     """The same for asyncio: `async with build_pools_async(file) as pools`, or `await build_pools_async(file)`."""
-    return AsyncPools(file, Place.of(dsn, home), apply, max_connections)
+    return AsyncPools(file, Place.of(dsn, home), apply, max_connections, poll)
 
 
 class _Opened:
@@ -102,13 +105,15 @@ class _NoPoolError(UnknownPoolError, KeyError):
 class Pools(_Named[Pool]):
     """The pools of a config file by name; made by `build_pools`."""
 
-    def __init__(self, file: str | Path | Mapping[str, Any], given: Place, apply: bool, max_connections: int) -> None:
+    def __init__(
+        self, file: str | Path | Mapping[str, Any], given: Place, apply: bool, max_connections: int, poll: bool
+    ) -> None:
         self._opened = _Opened()
 
         def connections(dsn: str) -> ConnectionPool[Any]:
             pool: ConnectionPool[Any] = ConnectionPool(
                 dsn,
-                kwargs=options(dsn) | {"row_factory": dict_row},
+                kwargs=options(dsn, prepare=not poll) | {"row_factory": dict_row},
                 min_size=1,
                 max_size=max_connections,
                 timeout=_CONNECTION_SECS,
@@ -119,7 +124,7 @@ class Pools(_Named[Pool]):
             return pool
 
         try:
-            self._file, self._pools = _open(Pool, self._opened, file, given, apply, connections)
+            self._file, self._pools = _open(Pool, self._opened, file, given, apply, poll, connections)
         except BaseException:
             self.close()
             raise
@@ -140,9 +145,12 @@ class Pools(_Named[Pool]):
 class AsyncPools(_Named[AsyncPool]):
     """The pools of a config file for asyncio; made by `build_pools_async`. They open when awaited or entered."""
 
-    def __init__(self, file: str | Path | Mapping[str, Any], given: Place, apply: bool, max_connections: int) -> None:
+    def __init__(
+        self, file: str | Path | Mapping[str, Any], given: Place, apply: bool, max_connections: int, poll: bool
+    ) -> None:
         self._opened = _Opened()
         self._content, self._given, self._apply, self._max_connections = file, given, apply, max_connections
+        self._poll = poll
         self._connections: list[AsyncConnectionPool[Any]] = []
         self._file, self._pools = "config", {}
 
@@ -150,7 +158,7 @@ class AsyncPools(_Named[AsyncPool]):
         """Opens them; see build_pools."""
         try:
             self._file, self._pools = await asyncio.to_thread(
-                _open, AsyncPool, self._opened, self._content, self._given, self._apply, self._prepare
+                _open, AsyncPool, self._opened, self._content, self._given, self._apply, self._poll, self._connect
             )
             for pool in self._connections:
                 await pool.open()
@@ -164,10 +172,10 @@ class AsyncPools(_Named[AsyncPool]):
             await pool.close(_CLOSE_SECS)
         await asyncio.to_thread(self._opened.close)
 
-    def _prepare(self, dsn: str) -> AsyncConnectionPool[Any]:
+    def _connect(self, dsn: str) -> AsyncConnectionPool[Any]:
         pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
             dsn,
-            kwargs=options(dsn) | {"row_factory": dict_row},
+            kwargs=options(dsn, prepare=not self._poll) | {"row_factory": dict_row},
             min_size=1,
             max_size=self._max_connections,
             timeout=_CONNECTION_SECS,
@@ -196,6 +204,7 @@ def _open(
     file: str | Path | Mapping[str, Any],
     given: Place,
     apply: bool,
+    poll: bool,
     connections: Callable[[str], Any],
 ) -> tuple[str, dict[str, PoolT]]:
     """Starts what must be started, creates what is missing, and makes the pools."""
@@ -206,7 +215,7 @@ def _open(
     for pool in reconcile(config, where, dsns, create=True, change=apply):
         _report(config, pool, apply)
     databases = {
-        place: Database(dsn, connections(dsn), stack.enter_context(listening(dsn)), opened)
+        place: Database(dsn, connections(dsn), stack.enter_context(listening(dsn, poll)), opened, poll)
         for place, dsn in dsns.items()
     }
     return config.file, {name: kind(name, databases[place]) for name, place in where.items()}

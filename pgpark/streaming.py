@@ -17,10 +17,10 @@ from pgpark.patience import Patience
 _PAGE = 100  # parts, each of at most 1 MiB
 
 
-def stream(dsn: str, task_id: int, timeout: float | None = None) -> Iterator[Part | Message]:
+def stream(dsn: str, task_id: int, timeout: float | None = None, poll: bool = False) -> Iterator[Part | Message]:
     """Yields the parts of a task that are kept, then those that come, and last its outcome; see Client.stream."""
-    following, patience = _Following(task_id), Patience(timeout)
-    with contextlib.closing(connect(dsn)) as connection:
+    following, patience = _Following(task_id, poll), Patience(timeout, poll)
+    with contextlib.closing(connect(dsn, prepare=False)) as connection:
         try:
             for statement in following.listen:
                 connection.execute(statement)
@@ -45,10 +45,12 @@ def stream(dsn: str, task_id: int, timeout: float | None = None) -> Iterator[Par
             raise translated(error) from error
 
 
-async def stream_async(dsn: str, task_id: int, timeout: float | None = None) -> AsyncGenerator[Part | Message, None]:
+async def stream_async(
+    dsn: str, task_id: int, timeout: float | None = None, poll: bool = False
+) -> AsyncGenerator[Part | Message, None]:
     """The same for asyncio."""
-    following, patience = _Following(task_id), Patience(timeout)
-    async with await connect_async(dsn) as connection:
+    following, patience = _Following(task_id, poll), Patience(timeout, poll)
+    async with await connect_async(dsn, prepare=False) as connection:
         try:
             for statement in following.listen:
                 await connection.execute(statement)
@@ -80,15 +82,17 @@ async def stream_async(dsn: str, task_id: int, timeout: float | None = None) -> 
 class _Following:
     """How far a stream is, and which notifications concern it."""
 
-    def __init__(self, task_id: int) -> None:
+    def __init__(self, task_id: int, poll: bool) -> None:
         self.after = 0
+        self._poll = poll
         self._task_id = task_id
         self._channel = f"pgpark.task.{task_id}"
 
     @property
     def listen(self) -> list[sql.Composed]:
         """Statements: parts are told on the task's own channel, its outcome on that of the mailbox."""
-        return [sql.SQL("listen {}").format(sql.Identifier(channel)) for channel in (self._channel, "pgpark.mailbox")]
+        channels = () if self._poll else (self._channel, "pgpark.mailbox")
+        return [sql.SQL("listen {}").format(sql.Identifier(channel)) for channel in channels]
 
     def has_more(self, page: list[Part]) -> bool:
         """Notes that this page was read; whether there may be another one."""

@@ -27,7 +27,7 @@ from pgpark import calls
 from pgpark.database import connect
 from pgpark.errors import BadInputError, DatabaseError, NotMigratedError, PgparkError, one_line
 from pgpark.models import Message
-from pgpark.patience import BACKSTOP_SECS, SHORTEST_PAUSE_SECS
+from pgpark.patience import SHORTEST_PAUSE_SECS, between_looks
 
 log = logging.getLogger("pgpark.waiting")
 
@@ -43,8 +43,9 @@ _CLOSE_SECS = 5.0
 class Listener:
     """Waits for the outcomes of one database; made by `listening`."""
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+    def __init__(self, dsn: str, poll: bool = False) -> None:
+        self._dsn, self._poll = dsn, poll
+        self._backstop_secs = between_looks(poll)
         self._lock = threading.Lock()
         self._waiting: dict[int, list[Deliver]] = {}  # by task id
         self._fresh: set[int] = set()  # who has come since the last look
@@ -122,8 +123,9 @@ class Listener:
         retry_secs = _FIRST_RETRY_SECS
         while not self._closing.is_set():
             try:
-                with contextlib.closing(connect(self._dsn)) as connection:
-                    connection.execute(_LISTEN)
+                with contextlib.closing(connect(self._dsn, prepare=not self._poll)) as connection:
+                    if not self._poll:
+                        connection.execute(_LISTEN)
                     retry_secs = _FIRST_RETRY_SECS
                     self._serve(connection)
             except (BadInputError, NotMigratedError) as error:
@@ -156,14 +158,14 @@ class Listener:
                 if fresh:  # whose deadline may be sooner than all that we know of
                     timers_at = min(timers_at, timers_ran + SHORTEST_PAUSE_SECS)
                 if waiting and now >= backstop_at:
-                    backstop_at = now + BACKSTOP_SECS
+                    backstop_at = now + self._backstop_secs
                     wanted.update(waiting)
                 if wanted:
                     self._look(connection, wanted)
                 if waiting and now >= timers_at:
                     due_in = calls.run_on(connection, calls.maintain()).due_in_secs
                     timers_ran = time.monotonic()
-                    timers_at = timers_ran + max(BACKSTOP_SECS if due_in is None else due_in, SHORTEST_PAUSE_SECS)
+                    timers_at = timers_ran + max(self._backstop_secs if due_in is None else due_in, SHORTEST_PAUSE_SECS)
                 elif not wanted:
                     self._sleep(selector, min(timers_at, backstop_at) - now if waiting else None)
 
@@ -192,17 +194,18 @@ class Listener:
             self._deliver(task_id, error)
 
 
-_listeners: dict[tuple[int, str], tuple[Listener, int]] = {}  # by process (there may be forks) and DSN; with its users
+# By process (there may be forks), DSN, and whether it polls; with its users.
+_listeners: dict[tuple[int, str, bool], tuple[Listener, int]] = {}
 _guard = threading.Lock()
 
 
 @contextlib.contextmanager
-def listening(dsn: str) -> Iterator[Listener]:
+def listening(dsn: str, poll: bool = False) -> Iterator[Listener]:
     """The listener of this process for a database; closed when its last user leaves. It connects at the first wait."""
-    key = (os.getpid(), dsn)
+    key = (os.getpid(), dsn, poll)
     with _guard:
         listener, users = _listeners.get(key, (None, 0))
-        listener = listener or Listener(dsn)
+        listener = listener or Listener(dsn, poll)
         _listeners[key] = (listener, users + 1)
     try:
         yield listener

@@ -91,8 +91,8 @@ class Settings:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[psycopg.Connection[DictRow]]:
-        """A connection to a database that has pgpark."""
-        with self.database() as dsn, contextlib.closing(connect(dsn)) as connection:
+        """A connection to a database that has pgpark. Nothing is prepared, so that commands work behind any pooler."""
+        with self.database() as dsn, contextlib.closing(connect(dsn, prepare=False)) as connection:
             require_migrated(connection)
             yield connection
 

@@ -124,6 +124,7 @@ def result(settings: Settings, task_id: int, wait: bool, follow: bool, timeout: 
     goes to standard error; the result is the last line. With --json, each part is a line of JSON.
     """
     with settings.database() as dsn, Client(dsn) as client:
+        client.connection.prepare_threshold = None  # so that it works behind any pooler
         require_migrated(client.connection)
         before = client.run(calls.status(task_id))
         if follow:

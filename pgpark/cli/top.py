@@ -71,7 +71,7 @@ class _Looker:
         """Looks. Raises the errors of pgpark.errors, and connects anew the next time after a connection was lost."""
         try:
             if self._connection is None or self._connection.closed:
-                self._connection = connect(self.dsn)
+                self._connection = connect(self.dsn, prepare=False)
                 require_migrated(self._connection)
             self._see(self._connection)
             self.trouble = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import os
 import pwd
@@ -9,11 +11,17 @@ import random
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pgpark import AsyncPool, Client, Message, build_pools, build_pools_async, calls
+from pgpark.database import connect
+from pgpark.errors import DatabaseError
+from pgpark.migrate import migrate
 from tests.chaos.conftest import required
 from tests.chaos.lot import CONFIG, Lot
 from tests.chaos.postmaster import SYSTEM_USER, Postmaster, free_port
@@ -144,3 +152,55 @@ def test_pgbouncer_in_transaction_mode(pooled: tuple[Postmaster, Callable[[], No
     with lot.at_work():
         lot.break_for(minutes, crash)
         lot.settle()
+
+
+def test_clients_and_pools_that_poll_work_behind_pgbouncer(pooled: tuple[Postmaster, Callable[[], None], str]) -> None:
+    """Many calls of each of several sessions, which share four connections to the server."""
+    server, _, dsn = pooled
+    with contextlib.closing(connect(server.dsn)) as connection:
+        migrate(connection)
+    wait_for(lambda: answers(dsn), what="for PgBouncer")
+    config = {"pools": {"gpu": {"max_units": 8}}}
+
+    def echo(payload: int) -> int:
+        return payload
+
+    def ask_pool() -> None:
+        with build_pools(config, dsn=dsn, poll=True) as pools, ThreadPoolExecutor(8) as threads:
+            pool = pools["gpu"]
+            ids = list(threads.map(lambda number: pool.submit(number).task_id, range(40)))
+            assert [pool.result(task_id, 60).payload for task_id in ids] == list(range(40))  # type: ignore[union-attr]
+
+    def ask_clients() -> None:
+        with Client(dsn, poll=True) as one, Client(dsn, poll=True) as other:
+            for client in (one, other) * 4:
+                task_id = client.run(calls.submit("gpu", 1)).task_id
+                assert task_id is not None
+                assert client.wait(task_id, 60) is not None
+                assert [item.payload for item in client.stream(task_id, 60) if isinstance(item, Message)] == [1]
+
+    async def ask(number: int, pool: AsyncPool) -> Any:
+        message = await pool.result((await pool.submit(number)).task_id, 60)
+        return message and message.payload
+
+    async def main() -> None:
+        async with build_pools_async(config, dsn=dsn, poll=True) as pools:
+            worker = pools["gpu"].worker(echo)
+            working = asyncio.create_task(worker.serve())
+            try:
+                assert await asyncio.gather(*(ask(number, pools["gpu"]) for number in range(40))) == list(range(40))
+                await asyncio.to_thread(ask_pool)
+                await asyncio.to_thread(ask_clients)
+            finally:
+                worker.stop()
+                await asyncio.wait_for(working, 60)
+
+    asyncio.run(main())
+
+
+def answers(dsn: str) -> bool:
+    try:
+        connect(dsn).close()
+    except DatabaseError:
+        return False
+    return True
