@@ -379,7 +379,7 @@ def waiting(dsn: str) -> int:
     """How many wait for a result in this process."""
     from pgpark import waiting
 
-    return sum(len(entry[0]._waiting) for (_, other), entry in waiting._listeners.items() if other == dsn)
+    return sum(len(entry[0]._waiting) for (_, other, _), entry in waiting._listeners.items() if other == dsn)
 
 
 def test_many_wait_on_one_listening_connection(db: Database, pool: Pool) -> None:

@@ -21,12 +21,14 @@ import pytest
 from pgpark import AsyncPool, Client, Message, build_pools, build_pools_async, calls
 from pgpark.database import connect
 from pgpark.errors import DatabaseError
+from pgpark.gateway.settings import GatewaySettings
 from pgpark.migrate import migrate
 from tests.chaos.conftest import required
 from tests.chaos.lot import CONFIG, Lot
 from tests.chaos.postmaster import SYSTEM_USER, Postmaster, free_port
 from tests.chaos.proxy import Proxy
-from tests.conftest import wait_for
+from tests.conftest import Database, wait_for
+from tests.gateway.conftest import Gateway
 
 LEASE = float(CONFIG["lease_secs"])
 
@@ -196,6 +198,38 @@ def test_clients_and_pools_that_poll_work_behind_pgbouncer(pooled: tuple[Postmas
                 await asyncio.wait_for(working, 60)
 
     asyncio.run(main())
+
+
+def test_a_gateway_that_polls_works_behind_pgbouncer(pooled: tuple[Postmaster, Callable[[], None], str]) -> None:
+    server, _, dsn = pooled
+    with contextlib.closing(connect(server.dsn)) as connection:
+        migrate(connection)
+    wait_for(lambda: answers(dsn), what="for PgBouncer")
+    with contextlib.closing(Database(server.dsn)) as db:
+        db.pool()
+        gateway = Gateway(db, GatewaySettings(dsn, listen=False, look_secs=0.5))
+        try:
+            mine, worker = gateway.client("producer", tenants=["t"]), gateway.client("worker")
+            strange = gateway.client("producer", tenants=["u"])
+
+            def go_through(number: int) -> None:
+                task = mine.post("/pools/gpu/tasks", json={"payload": number, "tenant": "t"}).json()["task_id"]
+                assert strange.get(f"/pools/gpu/tasks/{task}").status_code == 404
+                waited = mine.get(f"/pools/gpu/tasks/{task}/result", params={"wait": 60})
+                assert (waited.status_code, waited.json()["payload"]) == (200, number)
+
+            def work() -> None:
+                for _ in range(16):
+                    (held,) = worker.post("/pools/gpu/claims", json={"worker": "w", "wait": 60}).json()["tasks"]
+                    outcome = {key: held[key] for key in ("task_id", "attempt")} | {"result": held["payload"]}
+                    worker.post("/pools/gpu/finish", json={"outcomes": [outcome]}).raise_for_status()
+
+            with ThreadPoolExecutor(9) as threads:
+                working = threads.submit(work)
+                assert len(list(threads.map(go_through, range(16)))) == 16
+                working.result(60)
+        finally:
+            gateway.close()
 
 
 def answers(dsn: str) -> bool:
