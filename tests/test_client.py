@@ -87,6 +87,14 @@ def test_errors_have_a_class_of_their_own(db: Database) -> None:
             calls.run_on(connection, calls.claim("gpu", "w"))
 
 
+@pytest.mark.parametrize("text", ["a\0b", "half a pair \ud83d"])
+def test_text_that_postgres_cannot_keep_is_bad_input_that_is_named(text: str) -> None:
+    with pytest.raises(BadInputError, match="user_id must not hold"):
+        calls.submit("gpu", {}, user_id=text)
+    with pytest.raises(BadInputError, match="tenants must not hold"):
+        calls.grant("web", "producer", tenants=["acme", text])
+
+
 def test_a_call_takes_part_in_the_callers_transaction(db: Database) -> None:
     db.pool()
     with psycopg.connect(db.dsn) as connection:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import tokens
@@ -25,7 +26,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from follow import Follower
 from psycopg import sql
 from replies import DONE, ApiError, answer, event, interrupted, outcome_error, refused
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from pgpark import AsyncPool, Message, Part, PgparkError, build_pools_async, calls
@@ -41,7 +41,7 @@ class Settings:
     default_max_tokens: for a request that names none. hold_secs: how long a stream may wait for its first token before
     it is begun all the same (until then an error is still an HTTP status). keep_alive_secs: between two signs of life
     of a stream that waits. retry_after_secs: what is told when the lot is full. tokens: estimate, server, or the path
-    of a tokenizer.json."""
+    of a tokenizer.json. max_body_mb: of a request, which is read before anything is known of it."""
 
     upstream: str = "http://127.0.0.1:8001"
     upstream_key: str | None = None
@@ -51,6 +51,7 @@ class Settings:
     keep_alive_secs: float = 10.0
     retry_after_secs: float = 5.0
     tokens: str = "estimate"
+    max_body_mb: int = 32
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Gateway:
     async def complete(self, request: Request) -> Response:
         """POST /v1/chat/completions, /v1/completions, /v1/embeddings."""
         caller = self.caller(request)
-        body = await _body(request)
+        body = await _body(request, self.settings.max_body_mb << 20)
         ticket = await self._submit(caller, request, body)
         if body.get("stream"):
             return await self._stream(request, ticket)
@@ -140,7 +141,8 @@ class Gateway:
             raise ApiError(400, "invalid_value", str(error)) from error
         if not task.accepted or task.task_id is None:
             raise refused(task, self.settings.retry_after_secs)
-        keep = (options.on_disconnect or self.settings.on_disconnect) == "keep"
+        unsaid = self.settings.on_disconnect if options.idempotency_key is None else "keep"  # it means to come back
+        keep = (options.on_disconnect or unsaid) == "keep"
         return Ticket(task.task_id, caller, options, keep, bool(wishes.get("include_usage")))
 
     async def _prompt_tokens(self, ask: tokens.Ask, body: dict[str, Any]) -> int:
@@ -259,14 +261,16 @@ class Gateway:
     # -- endings -----------------------------------------------------------------------------------------------------
 
     def _delivering(self, request: Request, response: Response, ticket: Ticket, message: Message) -> Response:
-        """An answer that is taken out of the mailbox once it is sent."""
+        """An answer that is taken out of the mailbox once it is sent. As a stream, because between its last piece and
+        its end it can still be seen whether the client is there."""
 
-        async def sent() -> None:
+        async def whole() -> AsyncIterator[bytes]:
+            yield bytes(response.body)
+            yield b""  # is sent when most of that has been taken
             if not await request.is_disconnected():
                 self._delivered(ticket, message)
 
-        response.background = BackgroundTask(sent)
-        return response
+        return StreamingResponse(whole(), response.status_code, dict(response.headers))
 
     def _delivered(self, ticket: Ticket, message: Message) -> None:
         """Takes a message out; not where the client gave an idempotency key, so that it may ask for it again."""
@@ -316,7 +320,8 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
-        return ApiError(error.status_code, "unknown_url", str(error.detail)).response()
+        code = "method_not_allowed" if error.status_code == 405 else "unknown_url"
+        return ApiError(error.status_code, code, str(error.detail)).response(error.headers)
 
     @app.exception_handler(PgparkError)
     async def pgpark_error(_: Request, error: PgparkError) -> Response:
@@ -342,10 +347,12 @@ def create_app(
 
     @app.get("/v1/models")
     @app.get("/v1/models/{model:path}")
-    async def models(request: Request) -> Response:
+    async def models(request: Request, model: str = "") -> Response:
         opened[0].caller(request)
+        if {".", ".."} & set(model.split("/")):  # would lead to what else the server has: its prompts, its metrics
+            raise ApiError(404, "model_not_found", f"there is no model {model}", param="model")
         try:
-            found = await opened[0].server.get(request.url.path)
+            found = await opened[0].server.get("/v1/models" + (f"/{quote(model)}" if model else ""))
         except httpx.HTTPError as error:
             text = f"the model server cannot be reached: {type(error).__name__}"
             raise ApiError(502, "upstream_failed", text, kind="server_error") from error
@@ -373,9 +380,14 @@ async def _done_before_gone(request: Request, work: asyncio.Future[Any]) -> bool
     return work.done()
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request, most: int) -> dict[str, Any]:
+    read = bytearray()
+    async for piece in request.stream():
+        read += piece
+        if len(read) > most:
+            raise ApiError(413, "request_too_large", f"the request is larger than {most >> 20} MiB")
     try:
-        body = json.loads(await request.body())
+        body = json.loads(read)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {' '.join(str(error).split())}") from error
     if not isinstance(body, dict):

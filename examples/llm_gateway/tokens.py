@@ -20,6 +20,8 @@ _BYTES_PER_TOKEN = 3
 _PER_MESSAGE = 8  # what chat templates put around a message
 _PER_ATTACHMENT = 1024  # an image or a sound: nobody knows without the model, this is what many charge
 _MOST = 2_147_483_647
+_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
+_ANSWERS = ("n", "best_of", "n_cmpl")
 
 
 class BadRequestError(ValueError):
@@ -40,22 +42,20 @@ class Ask:
 
 
 def read(path: str, body: dict[str, Any], default_max_tokens: int) -> Ask:
-    """What a request asks for. Writes max_tokens into a body that has none, so that the server keeps to what is
-    charged. Raises BadRequestError."""
+    """What a request asks for. Writes the limit that is charged into the body, under each name that it was given and
+    as max_tokens, so that every server keeps to it: vLLM believes max_completion_tokens first, llama.cpp n_predict, and
+    older ones know max_tokens alone. Raises BadRequestError."""
     if path.endswith("/embeddings"):
         texts, known, _ = _prompt(body, "input")
         return Ask(texts, known, max_tokens=0)
     if path.endswith("/chat/completions"):
         texts, known, prompts = _messages(body)
-        limits = ["max_completion_tokens", "max_tokens"]
     else:
         texts, known, prompts = _prompt(body, "prompt")
-        limits = ["max_tokens"]
-    given = [key for key in limits if body.get(key) is not None]
-    if not given:
-        body["max_tokens"] = default_max_tokens
-    most = min(_whole(body, key) for key in given or ["max_tokens"])
-    answers = max(_whole(body, key, 1) for key in ("n", "best_of"))
+    given = [key for key in _LIMITS if body.get(key) is not None]
+    most = min((_whole(body, key) for key in given), default=default_max_tokens)
+    body.update(dict.fromkeys([*given, "max_tokens"], most))
+    answers = max(_whole(body, key, 1) for key in _ANSWERS)
     return Ask(texts, known, min(most * answers * prompts, _MOST))
 
 

@@ -45,7 +45,7 @@ async def run(call: Call, context: TaskContext) -> dict[str, Any]:
                 await response.aread()
                 raise UpstreamError(f"the server answered {response.status_code}: {response.text[:_MOST_OF_AN_ERROR]}")
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                return {"status": response.status_code, "body": _json(await response.aread())}
+                return {"status": response.status_code, "body": _whole(response.status_code, await response.aread())}
             chunks = []
             async for chunk in _chunks(response):
                 chunks.append(chunk)
@@ -59,23 +59,56 @@ async def run(call: Call, context: TaskContext) -> dict[str, Any]:
 async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The objects of a stream, up to [DONE]. Servers tell of an error in the middle in two ways: vLLM and llama.cpp as
     an event that holds an error, Ollama as a line of JSON that is no event."""
-    async for line in response.aiter_lines():
-        name, _, text = line.partition(":")
-        if name == "data" and text.strip() == "[DONE]":
+    async for line in _lines(response):
+        name, _, text = line.partition(b":")
+        if name == b"data" and text.strip() == b"[DONE]":
             return
-        if name in ("data", "error") or line.startswith("{"):
-            chunk = _json((line if line.startswith("{") else text).encode())
-            if name != "data" or "error" in chunk:
+        if name in (b"data", b"error") or line.startswith(b"{"):
+            chunk = _json(line if line.startswith(b"{") else text)
+            if name != b"data" or not isinstance(chunk, dict) or "error" in chunk:
                 raise UpstreamError(f"the server broke off: {json.dumps(chunk)[:_MOST_OF_AN_ERROR]}")
             yield chunk
     raise UpstreamError("the server broke off: its answer ended without [DONE]")
 
 
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Lines as an event stream has them. httpx would also cut at U+2028 and its like, which answers may hold."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r")
+    if rest:
+        yield rest
+
+
+def _whole(status: int, text: bytes) -> Any:
+    """An answer that is no stream; a refusal need not be JSON (a proxy's, say)."""
+    try:
+        return _json(text)
+    except UpstreamError as error:
+        if 400 <= status < 500:
+            return {"error": {"message": str(error), "type": "invalid_request_error", "param": None, "code": None}}
+        raise
+
+
 def _json(text: bytes) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        found = json.loads(text, parse_constant=lambda _: None)  # a log probability may be -Infinity; JSON has none
+    except (ValueError, RecursionError):
         raise UpstreamError(f"the server sent no JSON: {text[:_MOST_OF_AN_ERROR].decode(errors='replace')}") from None
+    return _storable(found) if b"\\u" in text else found
+
+
+def _storable(value: Any) -> Any:
+    """With what Postgres cannot keep replaced: NUL characters, and halves of a surrogate pair."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    return value
 
 
 @functools.cache

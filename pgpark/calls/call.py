@@ -5,6 +5,7 @@ The functions of the SQL contract themselves are described in the modules beside
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,7 +14,7 @@ from psycopg import AsyncConnection, Connection, sql
 from psycopg import Error as PsycopgError
 from psycopg.rows import dict_row
 
-from pgpark.errors import translated
+from pgpark.errors import BadInputError, translated
 from pgpark.models import Row
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ U = TypeVar("U")
 T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R", bound=Row)
 Rows = list[dict[str, Any]]
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class Call(Generic[T_co]):
     statement: sql.Composed
     parameters: Mapping[str, Any]
     read: Callable[[Rows], T_co]
+
+    def __post_init__(self) -> None:
+        for name, value in self.parameters.items():
+            for text in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(text, str) and ("\0" in text or (not text.isascii() and _HALF.search(text))):
+                    what = "a NUL character" if "\0" in text else "half of a surrogate pair"
+                    raise BadInputError(f"{name} must not hold {what}: Postgres cannot store it")
 
     def then(self, convert: Callable[[T_co], U]) -> Call[U]:
         """The same call, what it returns being converted."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -150,6 +152,28 @@ def test_a_stream_comes_in_order_as_the_server_sent_it(lot: Lot, db: Database) -
     assert received[-1]["choices"][0]["finish_reason"] == "stop"
     assert not any("usage" in chunk for chunk in received)  # nobody asked for it
     wait_for(lambda: db.rows("select * from pgpark.mailbox") == [])  # delivered, so nothing waits
+
+
+def test_an_answer_that_was_taken_whole_is_taken_out_of_the_mailbox(lot: Lot, db: Database) -> None:
+    assert lot.http.post(CHAT, json=ask()).status_code == 200
+    assert lot.http.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+    wait_for(lambda: db.rows("select * from pgpark.mailbox") == [])
+
+
+def test_an_answer_that_was_not_taken_whole_stays(
+    park: Callable[..., Lot], serve: Callable[[FastAPI], str], db: Database
+) -> None:
+    app = FastAPI()
+    app.post(CHAT)(lambda: JSONResponse({"text": "x" * (16 << 20)}))
+    lot = park(serve(app))
+    small = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)])
+    with (
+        httpx.Client(base_url=lot.http.base_url, transport=small, timeout=30) as http,
+        http.stream("POST", CHAT, json=ask()) as response,
+    ):
+        handle = response.headers["X-Pgpark-Task"]  # and leaves; the system cannot hold all of it for a client
+    assert len(lot.http.get(f"/v1/pgpark/results/{handle}").content) > 16 << 20
+    assert db.value("select count(*) from pgpark.mailbox") == 1
 
 
 def test_usage_is_told_to_who_asks(lot: Lot) -> None:
@@ -328,17 +352,34 @@ def test_bad_input_is_one_line_in_the_shape_of_openai(lot: Lot) -> None:
         (ask(pgpark=7), "invalid_option"),
         (ask(stream_options=7, stream=True), "invalid_value"),
         (ask("a NUL \x00"), "invalid_value"),
+        (ask(user="a NUL \x00"), "invalid_value"),
+        (ask(pgpark={"session": "half a pair \ud83d"}), "invalid_value"),
         ([1], "invalid_json"),
     ]
     for body, code in wrong:
-        answer = lot.http.post(CHAT, json=body)
+        answer = lot.http.post(CHAT, content=json.dumps(body))
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), body
         assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
         assert "\n" not in answer.json()["error"]["message"]
     assert lot.http.post(CHAT, content=b"{").json()["error"]["code"] == "invalid_json"
     assert lot.http.post("/v1/nothing").json()["error"]["code"] == "unknown_url"
     assert lot.http.get("/v1/pgpark/results/x").json()["error"]["code"] == "result_not_found"
-    assert lot.http.get("/v1/pgpark/mailbox", params={"limit": "x"}).status_code == 400
+    for query in ({"limit": "x"}, {"user": "\0"}, {"since": "\0"}):
+        assert lot.http.get("/v1/pgpark/mailbox", params=query).status_code == 400
+    assert lot.http.get(CHAT).json()["error"]["code"] == "method_not_allowed"
+
+
+def test_a_request_that_is_too_large_is_not_read_to_its_end(lot: Lot) -> None:
+    most = gateway.Settings().max_body_mb << 20
+    answer = lot.http.post(CHAT, content=b" " * (most + 1))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_a_model_is_no_way_to_what_else_the_server_has(lot: Lot) -> None:
+    for path in ("..%2f..%2fstats", "x%2f..%2f..%2f..%2fstats", "%2e%2e/..%2fstats"):
+        answer = lot.http.get(f"/v1/models/{path}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), path
+    assert lot.http.get("/v1/models/a%3fb").status_code == 404  # the server's own answer
 
 
 def test_tenants_are_told_apart_by_their_keys(
@@ -376,6 +417,47 @@ def test_the_same_idempotency_key_gets_the_same_answer(lot: Lot, model: standin.
     with lot.http.stream("POST", CHAT, json=ask(stream=True), headers={"Idempotency-Key": "once"}) as response:
         *again, done = events(response)
     assert again == received and done == "[DONE]" and model.served == 1
+
+
+def test_who_gave_an_idempotency_key_and_lost_the_connection_gets_the_answer(lot: Lot) -> None:
+    key = {"Idempotency-Key": "once"}
+    with lot.http.stream("POST", CHAT, json=ask(stream=True, max_tokens=200), headers=key) as response:
+        next(events(response))
+    answer = lot.http.post(CHAT, json=ask(max_tokens=200), headers=key)
+    assert answer.status_code == 200 and len(answer.json()["choices"][0]["message"]["content"].split()) >= 80
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'data: {"choices":[{"index":0,"delta":{"content":"a\xe2\x80\xa8b\xc2\x85c"}}]}\r\n\r\n',  # no ends of lines
+        b'data: {"choices":[{"index":0,"delta":{"content":"a\\u0000b\\ud83dc"},"logprobs":{"x":-Infinity}}]}\n\n',
+    ],
+)
+def test_whatever_a_model_writes_is_passed_on(
+    park: Callable[..., Lot], serve: Callable[[FastAPI], str], event: bytes
+) -> None:
+    app = FastAPI()
+    head = {"media_type": "text/event-stream"}
+    app.post(CHAT)(lambda: StreamingResponse(iter([event[:50], event[50:], b"data: [DONE]"]), **head))
+    lot = park(serve(app))
+    with lot.http.stream("POST", CHAT, json=ask(stream=True)) as response:
+        body = response.read().decode()
+    received = json.loads(body.split("\n\n")[0].removeprefix("data: "))
+    said = received["choices"][0]["delta"]["content"]
+    assert said in ("a\u2028b\x85c", "a\ufffdb\ufffdc") and body.endswith("data: [DONE]\n\n")
+    assert lot.http.post(CHAT, json=ask()).json()["choices"][0]["message"]["content"] == said
+
+
+@pytest.mark.parametrize("event", ["[1]", "5", "null", '"error"'])
+def test_what_is_no_chunk_fails_the_attempt(
+    park: Callable[..., Lot], serve: Callable[[FastAPI], str], event: str
+) -> None:
+    app = FastAPI()
+    app.post(CHAT)(lambda: StreamingResponse(iter([f"data: {event}\n\n"]), media_type="text/event-stream"))
+    lot = park(serve(app), retry={"max_attempts": 1})
+    answer = lot.http.post(CHAT, json=ask(stream=True))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_failed")
 
 
 def test_the_estimate_counts_bytes_and_digits() -> None:
@@ -425,6 +507,30 @@ def test_a_request_without_max_tokens_is_held_to_what_it_is_charged() -> None:
     counted = tokens.read("/v1/completions", {"prompt": [[1, 2, 3], [4]], "max_tokens": 5, "n": 2}, 77)
     assert (counted.texts, counted.known, counted.max_tokens) == ([], 4, 20)
     assert tokens.read("/v1/embeddings", {"input": "abc"}, 77).max_tokens == 0
+
+
+def test_no_name_of_a_limit_gets_round_what_is_charged() -> None:
+    body: dict[str, Any] = {
+        "messages": [{"content": "a"}],
+        "max_tokens": 2,
+        "max_completion_tokens": 900,
+        "n_predict": 800,
+    }
+    assert tokens.read(CHAT, body, 77).max_tokens == 2
+    assert {body[key] for key in ("max_tokens", "max_completion_tokens", "n_predict")} == {2}
+    body = {"prompt": "a", "n_predict": 5, "n_cmpl": 3}
+    assert tokens.read("/v1/completions", body, 77).max_tokens == 15 and body["max_tokens"] == 5
+
+
+def test_the_pool_for_llama_cpp_is_as_large_as_the_cache_that_the_readme_starts() -> None:
+    text = (EXAMPLE / "README.md").read_text()
+    file = (EXAMPLE / "pools.llama_cpp.json").read_text()
+    cost = LlmCostModel.from_config(json.loads(file)["pools"]["llm"]["cost_model"])
+    full, tried = (int(tokens) for tokens in re.findall(r"llama-server .*-c (\d+)", text))
+    ((old, new),) = re.findall(r"sed 's/(.*?)/(.*?)/' pools\.llama_cpp\.json", text)
+    for content, cache in ((file, full), (file.replace(old, new), tried)):
+        units = json.loads(content)["pools"]["llm"]["max_units"]
+        assert cost.units(cache, 0) == units and cost.units(cache + 1, 0) == units + 1
 
 
 @pytest.mark.slow
