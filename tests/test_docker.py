@@ -326,7 +326,8 @@ def test_what_is_copied_is_enough_to_build_the_wheel(tmp_path: Path) -> None:
     inside = set(ZipFile(wheel).namelist())
     expected = {f"pgpark/sql/{path.relative_to(ROOT / 'sql').as_posix()}" for path in (ROOT / "sql").rglob("*.sql")}
     tracked = subprocess.run(["git", "ls-files", "pgpark"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    assert expected | set(tracked) <= inside
+    licences = {f"pgpark-0.1.0.dist-info/licenses/{name}" for name in ("LICENSE", "NOTICE")}
+    assert expected | set(tracked) | licences <= inside
 
 
 # -- the health check -----------------------------------------------------------------------------------------------
