@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -13,20 +13,13 @@ from psycopg.types.json import Jsonb
 
 from tests import accounts
 from tests.conftest import Background, Database
-from tests.sql.test_access import Roles
+from tests.roles import Roles, roles
 from tests.sql.test_plans import explained
+
+__all__ = ["roles"]  # a fixture
 
 Run = Callable[[Database, Callable[[], Any]], Background]
 DAY = 86400
-
-
-@pytest.fixture
-def roles(db: Database, connect: Callable[[], Database]) -> Iterator[Roles]:
-    made = Roles(db, connect)
-    yield made
-    for role in made.made:
-        db.connection.execute(f"drop owned by {role} cascade")
-        db.connection.execute(f"drop role {role}")
 
 
 def rows(db: Database, **filters: Any) -> list[dict[str, Any]]:

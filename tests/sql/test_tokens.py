@@ -11,7 +11,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.conftest import Background, Database
-from tests.sql.test_access import Roles, refused, roles  # noqa: F401
+from tests.roles import Roles, refused, roles  # noqa: F401
 
 UNKNOWN = psycopg.errors.InvalidAuthorizationSpecification
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -10,18 +9,11 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.conftest import BACKENDS, Database
-from tests.sql.test_access import Roles
+from tests.roles import Roles, roles
+
+__all__ = ["roles"]  # a fixture
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-@pytest.fixture
-def roles(db: Database, connect: Callable[[], Database]) -> Iterator[Roles]:
-    made = Roles(db, connect)
-    yield made
-    for role in made.made:
-        db.connection.execute(f"drop owned by {role} cascade")
-        db.connection.execute(f"drop role {role}")
 
 
 def trace(db: Database, parent: str, state: str = "") -> None:
