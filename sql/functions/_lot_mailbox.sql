@@ -45,6 +45,8 @@ begin
 end
 $$;
 
+-- What had no worker when it ended did not run then, though it may have started before: it was waiting again.
+
 -- The latest outcomes in the storage of this pool, those of other pools among them; of own tenants, whatever their storage.
 create or replace function pgpark._latest_outcomes(lot pgpark.pool, own text[]) returns setof pgpark.ended
 language plpgsql stable
@@ -59,7 +61,7 @@ begin
   if own is null then
     return query
     select m.message_id, m.task_id, m.pool_id, m.tenant, m.status, left(m.reason, 200), m.priority, m.units, m.attempt,
-           m.submitted_at, m.started_at, m.created_at, m.msg_id
+           m.submitted_at, case when m.worker is not null then m.started_at end, m.created_at, m.msg_id
     from mailbox m
     where m.storage = lot.mailbox_table
     order by m.message_id desc
@@ -70,7 +72,7 @@ begin
     from unnest(own) as o (tenant)
     cross join lateral (
       select m.message_id, m.task_id, m.pool_id, m.tenant, m.status, left(m.reason, 200), m.priority, m.units, m.attempt,
-             m.submitted_at, m.started_at, m.created_at, m.msg_id
+             m.submitted_at, case when m.worker is not null then m.started_at end, m.created_at, m.msg_id
       from mailbox m
       where m.tenant = o.tenant
       order by m.message_id desc
@@ -92,7 +94,7 @@ as $$
 begin
   return query
   select m.message_id, m.task_id, m.pool_id, m.tenant, m.status, left(m.reason, 200), m.priority, m.units, m.attempt,
-         m.submitted_at, m.started_at, m.created_at, m.msg_id
+         m.submitted_at, case when m.worker is not null then m.started_at end, m.created_at, m.msg_id
   from mailbox m
   where m.pool_id = _latest_failures.pool_id
     and m.status <> 'completed'

@@ -144,15 +144,14 @@ as $$
 #variable_conflict use_column
 declare
   stranger constant boolean := pgpark._is_stranger();
-  theirs text[];
 begin
   if stranger then
     perform pgpark._require(pgpark._kinds(), _lot_view.pool, '{}', format('see pool %L', _lot_view.pool));
   end if;
   own := pgpark._own_tenants(_lot_view.pool);
-  theirs := coalesce(own, array[null]);
-  told := not stranger or pgpark._may(array['producer', 'worker'], _lot_view.pool, theirs);
-  may_submit := not stranger or pgpark._may(array['producer'], _lot_view.pool, theirs);
+  -- Own tenants are those that the caller is a producer of, by one grant or by several.
+  told := not stranger or coalesce(cardinality(own) > 0, pgpark._may(array['producer', 'worker'], _lot_view.pool, array[null]));
+  may_submit := not stranger or coalesce(cardinality(own) > 0, pgpark._may(array['producer'], _lot_view.pool, array[null]));
   may_change := not stranger or pgpark._may('{}', null, '{}');
 end
 $$;

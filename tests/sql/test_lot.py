@@ -172,6 +172,22 @@ def test_the_mailbox_shows_the_latest_outcomes_and_failures_by_reason(db: Databa
     assert lot_of(db)["mailbox"]["failures"] == []
 
 
+def test_what_did_not_run_when_it_ended_is_not_said_to_have_run_until_then(db: Database) -> None:
+    db.pool(max_units=1, retry={"max_attempts": 2, "backoff_secs": 100, "max_backoff_secs": 100})
+    db.freeze()
+    released, late = db.parked(), db.parked(deadline=db.after(60))
+    db.claim()
+    db.advance(5)
+    db.value("select pgpark.park_release(%s, 1)", released)
+    db.value("select pgpark.park_cancel(%s)", released)
+    db.claim()
+    db.finish(late, status="failed")
+    db.advance(500)
+    db.maintain()
+    told = {row["task_id"]: (row["status"], row["run_secs"]) for row in lot_of(db)["mailbox"]["latest"]}
+    assert told == {released: ("dropped", None), late: ("expired", None)}
+
+
 def test_failures_are_found_behind_the_outcomes_of_busier_pools(db: Database) -> None:
     db.pool(max_units=10_000)
     db.pool("busy", max_units=10_000)
@@ -222,6 +238,28 @@ def test_a_bound_producer_sees_its_own_tasks_alone(db: Database, role: str) -> N
     assert [row["task_id"] for row in lot_of(db)["mailbox"]["latest"]] == [mine]
     assert "globex" not in str(lot_of(db))
     db.connection.execute("reset role")
+
+
+def test_who_has_the_grants_of_several_tenants_may_do_what_each_may(db: Database, role: str) -> None:
+    """As a pooler's login that is a member of each tenant's role."""
+    db.pool()
+    acme = f"{role}_acme"
+    db.connection.execute(f"create role {acme}")
+    try:
+        db.connection.execute(f"grant {acme} to {role}")
+        db.rows("select pgpark.park_grant(%s, 'producer', tenants => '{acme}')", acme)
+        db.rows("select pgpark.park_grant(%s, 'producer', tenants => '{globex}')", role)
+        task = db.parked(tenant="globex")
+        db.rows("select pgpark.park_cancel(%s, 'too dear')", task)
+        db.connection.execute(f"set role {role}")
+        lot = lot_of(db)
+        db.connection.execute("reset role")
+        assert (lot["own"], lot["may"]) == (["acme", "globex"], {"change": False, "cancel": True, "retry": True})
+        assert [row["reason"] for row in lot["mailbox"]["latest"]] == ["too dear"]
+    finally:
+        db.connection.execute("reset role")
+        db.connection.execute(f"drop owned by {acme} cascade")
+        db.connection.execute(f"drop role {acme}")
 
 
 def test_own_tasks_behind_many_of_others_are_not_said_to_be_none(db: Database, role: str) -> None:
