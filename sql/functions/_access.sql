@@ -32,6 +32,7 @@ $$;
 create or replace function pgpark._may(kinds text[], pool text, tenants text[]) returns boolean
 language plpgsql stable
 set search_path = pgpark, pg_temp
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -53,6 +54,7 @@ $$;
 create or replace function pgpark._token_may(kinds text[], pool text, tenants text[]) returns boolean
 language plpgsql stable
 set search_path = pgpark, pg_temp
+set jit = off
 as $$
 #variable_conflict use_column
 begin

@@ -116,6 +116,24 @@ def crowd(dsn: str, scale: float) -> Database:
     return db
 
 
+def explain_all(db: Database) -> None:
+    """Lets auto_explain tell of every statement, once its log_min_duration is set."""
+    try:
+        db.connection.execute("load 'auto_explain'")
+    except psycopg.errors.UndefinedFile:
+        pytest.skip("this server has no auto_explain")
+    for setting, value in {
+        "log_analyze": "on",
+        "log_buffers": "on",
+        "log_timing": "off",
+        "log_format": "json",
+        "log_level": "notice",
+        "log_nested_statements": "on",
+    }.items():
+        db.rows("select set_config(%s, %s, false)", f"auto_explain.{setting}", value)
+    db.rows("select set_config('jit', 'on', false)")  # says nothing where the server has none
+
+
 @pytest.fixture
 def lots(empty_databases: Callable[[], str]) -> Iterator[dict[str, Database]]:
     """A crowded lot, and one with a thousandth of that."""
@@ -125,20 +143,7 @@ def lots(empty_databases: Callable[[], str]) -> Iterator[dict[str, Database]]:
         with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
             migrate(connection)
         made[name] = crowd(dsn, scale)
-        try:
-            made[name].connection.execute("load 'auto_explain'")
-        except psycopg.errors.UndefinedFile:
-            pytest.skip("this server has no auto_explain")
-        for setting, value in {
-            "log_analyze": "on",
-            "log_buffers": "on",
-            "log_timing": "off",
-            "log_format": "json",
-            "log_level": "notice",
-            "log_nested_statements": "on",
-        }.items():
-            made[name].rows("select set_config(%s, %s, false)", f"auto_explain.{setting}", value)
-        made[name].rows("select set_config('jit', 'on', false)")  # says nothing where the server has none
+        explain_all(made[name])
     yield made
     for db in made.values():
         db.close()
@@ -219,3 +224,33 @@ def test_calls_walk_indexes_and_touch_no_more_pages_in_a_crowd(lots: dict[str, D
         )
     for name, most in PAGES.items():
         assert pages[name, "crowded"] <= most, name
+
+
+def test_what_is_asked_before_a_call_of_a_stranger_is_not_compiled(db: Database) -> None:
+    """Rights are looked up in tables of a few rows, which are scanned, also where a caller has switched scans off."""
+    explain_all(db)
+    db.pool()
+    tasks = [db.parked(tenant="a") for _ in range(3)]
+    db.claim(max_tasks=2)
+    db.finish(tasks[0])
+    secret = db.value("select pgpark.park_create_token('t', '{producer,worker,reader}')")
+    db.rows("select set_config('pgpark.token', encode(sha256(convert_to(%s, 'UTF8')), 'hex'), false)", secret)
+    for call in (
+        "select from pgpark.park_fetch('a')",
+        "select from pgpark.park_follow('a')",
+        f"select from pgpark.park_parts({tasks[1]})",
+        f"select from pgpark.park_result({tasks[0]})",
+        f"select from pgpark.park_status({tasks[2]})",
+        f"select pgpark.park_cancel({tasks[2]})",
+        f"select pgpark.park_heartbeat('gpu', 'w', '{{{tasks[1]}}}')",
+        f"select pgpark.park_emit({tasks[1]}, 1, '[{{\"content\": 1}}]')",
+        f"select pgpark.park_finish({tasks[1]}, 1)",
+        "select from pgpark.park_claim('gpu', 'w')",
+        "select pgpark.park_ack('{1}')",
+        "select from pgpark.park_stats()",
+        "select from pgpark.park_lot('gpu')",
+        "select from pgpark.park_explain('gpu')",
+        "select from pgpark.park_history('gpu')",
+        "select from pgpark.park_metrics()",
+    ):
+        assert explained(db, lambda call=call: db.rows(call)).compiled == 0, call  # type: ignore[misc]
