@@ -53,6 +53,10 @@ class HandlerError(Exception):
     """The attempt failed; the text is the reason that the client reads."""
 
 
+class NotLoadedError(Exception):
+    """The handler cannot be loaded any more, so the attempt has not begun. That is not the task's fault."""
+
+
 class TaskContext:
     """What a handler may ask for as its second argument: the claimed `task`, its `pool`, whether to stop, and a way to
     tell a waiting client what there is so far. task: as it was claimed, or a row, of which a Claimed is made when

@@ -105,6 +105,10 @@ class Hands:
         runs = [self._runs.get(task_id) for task_id in attempts]
         return [run for run in runs if run and run.attempt == attempts[run.task_id] and run.outcome is None]
 
+    def any_at_work(self) -> bool:
+        """Whether there is a run that goes on, or an outcome to write; else what there is can be released."""
+        return any(run.outcome is not None or run.job is None or not run.job.done() for run in self._runs.values())
+
     @property
     def any_ended(self) -> bool:
         """Whether there are outcomes to write."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from pgpark import logs, telemetry
 from pgpark.errors import BadInputError
-from pgpark.executors import HandlerError, TaskContext
+from pgpark.executors import HandlerError, NotLoadedError, TaskContext
 from pgpark.frames import BROKEN, CANCELLED, FAILURE, HEADER, NO_MORE, PART, READY, RESULT, STOP, TASK, frame
 
 _STOP_SECS = 5.0
@@ -34,7 +34,7 @@ class ProcessExecutor:
 
     Any handler can be stopped: it is asked, as it would be within the worker, and after five seconds its process is
     killed. Results, parts and reasons are as from FunctionExecutor. Where its process dies, the attempt fails with what
-    is known of the death.
+    is known of the death; where it cannot load the handler any more, the attempt has not begun (NotLoadedError).
     """
 
     stoppable = True
@@ -124,7 +124,7 @@ class _Process:
         return self._popen.poll() is None
 
     async def run(self, context: TaskContext) -> Any:
-        """Runs a task. Raises HandlerError, also when the process dies or cannot load the handler."""
+        """Runs a task. Raises HandlerError, also when the process dies, and NotLoadedError."""
         self.idle = False
         self._socket.setblocking(False)
         talk = asyncio.create_task(self._talk(context))
@@ -142,7 +142,10 @@ class _Process:
         try:
             return talk.result()
         except EOFError:
-            raise HandlerError(f"the handler's process {await self._end()}") from None
+            death = await self._end()
+            if not self._loaded:
+                raise NotLoadedError(f"--handler: its process {death} while it was loaded") from None
+            raise HandlerError(f"the handler's process {death}") from None
 
     async def _talk(self, context: TaskContext) -> Any:
         """Hands over the task and takes what comes back until it has ended. Raises EOFError when it is gone."""
@@ -169,7 +172,7 @@ class _Process:
     async def _hear_that_it_is_loaded(self) -> None:
         kind, said = await self._hear()
         if kind == BROKEN:
-            raise HandlerError(said)
+            raise NotLoadedError(said)
         assert kind == READY
         self._loaded = True
 

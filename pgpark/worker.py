@@ -29,7 +29,7 @@ from pgpark.bell import FIRST, SECOND, Bell
 from pgpark.clock import Clock
 from pgpark.database import connect, connect_async, require_migrated
 from pgpark.errors import BadInputError, DatabaseError, NotMigratedError, PgparkError, one_line
-from pgpark.executors import Executor, HandlerError, TaskContext
+from pgpark.executors import Executor, HandlerError, NotLoadedError, TaskContext
 from pgpark.flusher import Flusher
 from pgpark.hands import Hands, Run, named, result_json, shortened
 from pgpark.heartbeat import Heartbeat
@@ -93,6 +93,7 @@ class Worker:
         self._hurried = False
         self._over = False  # the first lane has ended
         self._given_up = asyncio.Event()
+        self._useless: NotLoadedError | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._pids: dict[int, int] = {}  # of the server, by lane
         self._traced: telemetry.Attempts | None = None
@@ -130,8 +131,9 @@ class Worker:
     async def serve(self) -> None:
         """Works until `stop` is called.
 
-        Raises BadInputError, UnknownPoolError, NotMigratedError or DatabaseError when it cannot start, and
-        UnknownPoolError when the pool is dropped. A connection that is lost later is made again.
+        Raises BadInputError, UnknownPoolError, NotMigratedError or DatabaseError when it cannot start,
+        UnknownPoolError when the pool is dropped, and BadInputError when the handler cannot be loaded any more, after
+        what still ran has ended. A connection that is lost later is made again.
         """
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._check)
@@ -160,6 +162,8 @@ class Worker:
         given_up = asyncio.create_task(self._given_up.wait())
         try:
             await self._until_over(conducting, assisting, given_up)
+            if self._useless is not None:
+                raise BadInputError(str(self._useless))
         finally:
             heartbeat.end()
             runs = self._hands.runs()
@@ -249,8 +253,8 @@ class Worker:
                 return await self._release_all(lane)
             if not self._hurried and self._may_do_round():
                 await self._round(lane)
-            elif self._stopping and not len(self._hands) and not self._rounds:
-                return None
+            elif self._stopping and not self._rounds and not self._hands.any_at_work():
+                return await self._release_all(lane)
             else:
                 await self._bell.sleep(FIRST)
 
@@ -432,6 +436,9 @@ class Worker:
             if self._hurried:
                 return  # released, not failed
             run.fail(None if run.asked_to_stop else "CancelledError")
+        except NotLoadedError as error:
+            self._resign(error)
+            return  # released
         except BaseException as error:  # SystemExit too, and whatever a library derives from BaseException
             reason = shortened(one_line(error) if isinstance(error, HandlerError) else named(error))
             run.fail(reason)
@@ -446,6 +453,15 @@ class Worker:
         run.context.parts.seal()
         if self._hands.ended(run):
             self._bell.ring()
+
+    def _resign(self, error: NotLoadedError) -> None:
+        """Stops: whoever cannot do any task must not go on claiming them."""
+        if self._useless is None:
+            self._useless = error
+            log.critical("%s; no use to go on", error)
+        if not self._stopping:
+            self.stop()
+        self._bell.wake_all()
 
     def _stop_attempts(self, attempts: Mapping[int, int]) -> None:
         """Stops attempts, by task id, that were cancelled, ran out of time, or went to another worker."""

@@ -17,10 +17,8 @@ import psutil
 import pytest
 
 from pgpark.errors import BadInputError
-from pgpark.executors import HandlerError
 from pgpark.processes import ProcessExecutor
 from tests.conftest import Database, wait_for
-from tests.test_parts import context
 from tests.test_worker import eventually, run_all, working
 
 Handler = Callable[[str], ProcessExecutor]
@@ -189,24 +187,44 @@ def test_a_payload_is_read_as_in_the_worker(db: Database, processes: Handler) ->
     assert run_all(db, processes("length_of_text"), [task]) == [("completed", None, len(repr(deep)))]
 
 
-def test_a_handler_that_cannot_be_loaded_any_more_is_said_so_each_time(tmp_path: Path, monkeypatch: Any) -> None:
-    (tmp_path / "moody.py").write_text("def run(payload):\n    import os\n    os._exit(1)\n")
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        ("raise RuntimeError('no card left')", "--handler 'moody:run' cannot be imported: RuntimeError: no card left"),
+        ("import os; os._exit(4)", "--handler: its process exited with 4 while it was loaded"),
+    ],
+)
+def test_a_worker_whose_handler_cannot_be_loaded_any_more_leaves_its_tasks_to_others(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, complaint: str
+) -> None:
+    """Its first process goes on with what it has loaded; a second one cannot."""
+    db.pool(max_units=3)
+    (tmp_path / "moody.py").write_text(
+        "import pathlib, time\n"
+        "def run(payload):\n"
+        "    while not pathlib.Path(payload).exists(): time.sleep(0.02)\n"
+        "    return 'done'\n"
+    )
     monkeypatch.chdir(tmp_path)
+    go_on = tmp_path / "go on"
+    first = db.parked(payload=str(go_on))
 
-    async def main() -> list[str]:
-        reasons = []
-        with contextlib.closing(ProcessExecutor("moody:run")) as executor:
-            for _ in range(3):
-                try:
-                    await executor.run(context())
-                except HandlerError as error:
-                    reasons.append(str(error))
-                (tmp_path / "moody.py").write_text("raise RuntimeError('no card left')")
-        return reasons
+    async def main(executor: ProcessExecutor) -> list[int]:
+        with pytest.raises(BadInputError) as ended:
+            async with working(db.dsn, executor, concurrency=3, grace_secs=600.0):
+                await eventually(lambda: db.status(first)["status"] == "running")
+                (tmp_path / "moody.py").write_text(broken)
+                others = [db.parked(payload=str(go_on)) for _ in range(2)]
+                await eventually(lambda: all(db.status(task)["attempt"] for task in others))
+                go_on.touch()
+                await eventually(lambda: {db.status(task)["status"] for task in others} == {"parked"})
+        assert str(ended.value) == complaint
+        return others
 
-    first, *others = asyncio.run(main())
-    assert first == "the handler's process exited with 1"
-    assert others == ["--handler 'moody:run' cannot be imported: RuntimeError: no card left"] * 2
+    with contextlib.closing(ProcessExecutor("moody:run")) as executor:
+        others = asyncio.run(main(executor))
+    assert db.outcome(first) == ("completed", None)
+    assert set(db.claimed()) == set(others)
 
 
 def test_what_it_emits_is_bounded(db: Database, processes: Handler) -> None:
