@@ -265,19 +265,30 @@ $$;
 -- The value below which this share of what was counted in `buckets` buckets lies, the first at this place of counts; null of
 -- nothing. Within a bucket values are taken to lie evenly; what is above the last bound, to be at it.
 create or replace function pgpark._quantile(share double precision, counts bigint[], place int) returns double precision
-language sql immutable
+language plpgsql immutable
+set search_path = pgpark, pg_temp
 as $$
-  select case when w.ord > cardinality(b.bounds) then b.bounds[cardinality(b.bounds)]
-              else coalesce(b.bounds[w.ord - 1], 0)
-                   + (b.bounds[w.ord] - coalesce(b.bounds[w.ord - 1], 0)) * (share * w.total - w.below) / w.observed end
-  from (select pgpark._bounds() as bounds) b
-  cross join (
-    select c.ord::int as ord, c.observed, sum(c.observed) over (order by c.ord) - c.observed as below,
-           sum(c.observed) over () as total
-    from unnest(counts[place : place + pgpark._buckets() - 1]) with ordinality as c (observed, ord)
-  ) w
-  where w.observed > 0
-    and w.below + w.observed >= share * w.total
-  order by w.ord
-  limit 1;
+declare
+  bounds constant double precision[] := pgpark._bounds();
+  last_ constant int := place + pgpark._buckets() - 1;
+  wanted double precision := 0::double precision;
+  below bigint := 0::bigint;
+begin
+  if counts is null then
+    return null;
+  end if;
+  for at in place .. last_ loop
+    wanted := wanted + counts[at];
+  end loop;
+  wanted := share * wanted;
+  for at in place .. last_ loop
+    if counts[at] > 0 and below + counts[at] >= wanted then
+      return case when at = last_ then bounds[cardinality(bounds)]
+                  else coalesce(bounds[at - place], 0)
+                       + (bounds[at - place + 1] - coalesce(bounds[at - place], 0)) * (wanted - below) / counts[at] end;
+    end if;
+    below := below + counts[at];
+  end loop;
+  return null;
+end
 $$;

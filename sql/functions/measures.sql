@@ -63,13 +63,11 @@ returns setof pgpark.history_step
 language plpgsql stable
 security definer
 set search_path = pgpark, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
 set jit = off
 as $$
 #variable_conflict use_column
 declare
+  lot pgpark.pool;
   secs constant double precision := date_part('epoch', park_history.step);
   width interval := pgpark._secs(secs);
   first_ timestamptz;
@@ -85,66 +83,9 @@ begin
   end if;
   last_ := date_bin(width, last_, 'epoch');
   first_ := last_ - (ceil(date_part('epoch', park_history.period) / secs) - 1) * width;
-  return query
-  with shown as materialized (
-    select p.pool_id, p.name from pgpark._visible_pools(park_history.pool) p
-  ),
-  told as materialized (
-    select h.pool_id, date_bin(width, h.minute, 'epoch') as at, h.completed, h.failed, h.expired, h.dropped, h.retried, h.lost,
-           h.counts, null::real[] as waits, null::real[] as runs, h.wait_secs, h.run_secs
-    from shown s
-    join history h using (pool_id)
-    where h.minute >= first_
-    union all
-    select y.pool_id, date_bin(width, y.at, 'epoch'), y.completed, y.failed, y.expired, y.dropped, y.retried,
-           coalesce(y.lost, 0), y.counts, y.waits, y.runs, coalesce(y.wait_secs, 0), coalesce(y.run_secs, 0)
-    from shown s
-    join front f using (pool_id)
-    join tally y using (pool_id)
-    where y.entry_id > f.entry_floor
-      and y.at >= first_
-  ),
-  counted as (
-    select t.pool_id, t.at, sum(t.completed)::bigint as completed, sum(t.failed)::bigint as failed,
-           sum(t.expired)::bigint as expired, sum(t.dropped)::bigint as dropped, sum(t.retried)::bigint as retried,
-           sum(t.lost)::bigint as lost, sum(t.wait_secs) as wait_secs, sum(t.run_secs) as run_secs
-    from told t
-    group by t.pool_id, t.at
-  ),
-  observed as (
-    select o.pool_id, o.at, array_agg(o.observed order by o.place) as counts,
-           sum(o.secs) filter (where o.place <= pgpark._buckets()) as wait_secs,
-           sum(o.secs) filter (where o.place > pgpark._buckets()) as run_secs
-    from (
-      select e.pool_id, e.at, e.place, sum(e.observed)::bigint as observed, sum(e.secs) as secs
-      from (
-        select t.pool_id, t.at, o.place, o.observed, o.secs
-        from told t
-        cross join lateral pgpark._observed(t.counts, t.waits, t.runs) o
-        union all
-        select c.pool_id, c.at, p.place, 0, 0
-        from counted c
-        cross join generate_series(1, 2 * pgpark._buckets()) as p (place)
-      ) e
-      group by e.pool_id, e.at, e.place
-    ) o
-    group by o.pool_id, o.at
-  )
-  select s.name, g.at, coalesce(n.waits, 0), coalesce(c.completed, 0), coalesce(c.failed, 0), coalesce(c.expired, 0),
-         coalesce(c.dropped, 0), coalesce(c.retried, 0), coalesce(c.lost, 0),
-         (c.wait_secs + o.wait_secs) / nullif(n.waits, 0), pgpark._quantile(0.5, o.counts, 1),
-         pgpark._quantile(0.95, o.counts, 1),
-         (c.run_secs + o.run_secs) / nullif(n.runs, 0), pgpark._quantile(0.5, o.counts, 1 + pgpark._buckets()),
-         pgpark._quantile(0.95, o.counts, 1 + pgpark._buckets())
-  from shown s
-  cross join generate_series(first_, last_, width) as g (at)
-  left join (counted c join observed o using (pool_id, at)) on c.pool_id = s.pool_id and c.at = g.at
-  left join lateral (
-    select sum(b.observed) filter (where b.place <= pgpark._buckets())::bigint as waits,
-           sum(b.observed) filter (where b.place > pgpark._buckets())::bigint as runs
-    from unnest(o.counts) with ordinality as b (observed, place)
-  ) n on true
-  order by s.name, g.at;
+  for lot in select p.* from pgpark._visible_pools(park_history.pool) p order by p.name loop
+    return query select * from pgpark._history(lot, first_, last_, width);
+  end loop;
 end
 $$;
 
@@ -156,6 +97,74 @@ wait_*: seconds from when a task could first start (its submit; its run_at; when
 run_*: seconds from the start of an attempt to its outcome or retry, by its end. Means are exact; p50 and p95 are interpolated
 within buckets whose bounds are a factor of two to four apart (up to a day). All null where there were none. Errors: 22023, 42704,
 42501.';
+
+-- The steps of one pool: so the index of history is walked for that one alone.
+create or replace function pgpark._history(lot pgpark.pool, first_ timestamptz, last_ timestamptz, width interval)
+returns setof pgpark.history_step
+language plpgsql stable
+set search_path = pgpark, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+begin
+  return query
+  with told as materialized (
+    select date_bin(width, h.minute, 'epoch') as at, h.completed, h.failed, h.expired, h.dropped, h.retried, h.lost,
+           h.counts, null::real[] as waits, null::real[] as runs, h.wait_secs, h.run_secs
+    from history h
+    where h.pool_id = lot.pool_id
+      and h.minute >= first_
+    union all
+    select date_bin(width, y.at, 'epoch'), y.completed, y.failed, y.expired, y.dropped, y.retried,
+           coalesce(y.lost, 0), y.counts, y.waits, y.runs, coalesce(y.wait_secs, 0), coalesce(y.run_secs, 0)
+    from tally y
+    where y.pool_id = lot.pool_id
+      and y.entry_id > (select f.entry_floor from front f where f.pool_id = lot.pool_id)
+      and y.at >= first_
+  ),
+  counted as (
+    select t.at, sum(t.completed)::bigint as completed, sum(t.failed)::bigint as failed,
+           sum(t.expired)::bigint as expired, sum(t.dropped)::bigint as dropped, sum(t.retried)::bigint as retried,
+           sum(t.lost)::bigint as lost, sum(t.wait_secs) as wait_secs, sum(t.run_secs) as run_secs,
+           bool_or(t.counts is not null) as whole  -- each bucket is told of
+    from told t
+    group by t.at
+  ),
+  observed as (
+    select o.at, array_agg(o.observed order by o.place) as counts,
+           sum(o.observed) filter (where o.place <= pgpark._buckets()) as waits,
+           sum(o.observed) filter (where o.place > pgpark._buckets()) as runs,
+           sum(o.secs) filter (where o.place <= pgpark._buckets()) as wait_secs,
+           sum(o.secs) filter (where o.place > pgpark._buckets()) as run_secs
+    from (
+      select e.at, e.place, sum(e.observed)::bigint as observed, sum(e.secs) as secs
+      from (
+        select t.at, o.place, o.observed, o.secs
+        from told t
+        cross join lateral pgpark._observed(t.counts, t.waits, t.runs) o
+        union all
+        select c.at, p.place, 0, 0
+        from counted c
+        cross join generate_series(1, 2 * pgpark._buckets()) as p (place)
+        where not c.whole
+      ) e
+      group by e.at, e.place
+    ) o
+    group by o.at
+  )
+  select lot.name, g.at, coalesce(o.waits, 0)::bigint, coalesce(c.completed, 0), coalesce(c.failed, 0), coalesce(c.expired, 0),
+         coalesce(c.dropped, 0), coalesce(c.retried, 0), coalesce(c.lost, 0),
+         (c.wait_secs + o.wait_secs) / nullif(o.waits, 0)::double precision, pgpark._quantile(0.5, o.counts, 1),
+         pgpark._quantile(0.95, o.counts, 1),
+         (c.run_secs + o.run_secs) / nullif(o.runs, 0)::double precision,
+         pgpark._quantile(0.5, o.counts, 1 + pgpark._buckets()), pgpark._quantile(0.95, o.counts, 1 + pgpark._buckets())
+  from generate_series(first_, last_, width) as g (at)
+  left join (counted c join observed o using (at)) on c.at = g.at
+  order by g.at;
+end
+$$;
 
 -- How many tasks of a kind are counted at most, for a monitor.
 create or replace function pgpark._counted() returns int

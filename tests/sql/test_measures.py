@@ -236,6 +236,25 @@ def test_history_has_a_row_for_each_step_and_pool_also_where_nothing_was(db: Dat
     assert all(row["started"] == 0 and row["wait_p50_secs"] is None for row in rows)
 
 
+def test_the_history_of_a_pool_reads_no_rows_of_others(db: Database) -> None:
+    db.freeze()
+    for name in ("cpu", "gpu", "tpu"):
+        db.pool(name)
+    db.connection.execute(
+        "insert into pgpark.history (pool_id, minute, completed, failed, expired, dropped, retried, lost, counts,"
+        " wait_secs, run_secs) select p.pool_id, pgpark._minute(pgpark._now()) - n * interval '1 minute',"
+        " 1, 0, 0, 0, 0, 0, array_fill(1::bigint, array[44]), 1, 1 from pgpark.pool p, generate_series(1, 2000) n"
+    )
+    db.connection.execute("vacuum analyze pgpark.history")
+    for name in ("cpu", "gpu", "tpu"):
+        history(db, pool=name)  # so that what the session caches is there
+        with db.connection.transaction():
+            seen = "select idx_tup_fetch from pg_stat_xact_user_tables where relid = 'pgpark.history'::regclass"
+            before = db.value(seen)
+            assert sum(row["completed"] for row in history(db, pool=name)) == 59
+            assert db.value(seen) - before < 100, name
+
+
 @pytest.mark.parametrize(
     ("period", "step", "complaint"),
     [
