@@ -18,12 +18,14 @@ let stopping = false;
 let wake = () => {};
 
 const db = await connect();
+let last = Promise.resolve(); // of the queries: a connection does one at a time
+const query = (...given) => (last = last.catch(() => {}).then(() => db.query(...given)));
 db.on("error", (error) => {
   console.error(`${name}: lost the database: ${error.message}`); // its tasks go to others when their leases lapse
   process.exit(1);
 });
 db.on("notification", () => wake());
-await db.query(`listen "pgpark.pool.${POOL}"`);
+await query(`listen "pgpark.pool.${POOL}"`);
 process.on("SIGTERM", () => {
   stopping = true;
   wake();
@@ -46,12 +48,12 @@ clearInterval(beating);
 await beat; // end() would cut it off
 for (const [task_id, { attempt, stop }] of running) {
   stop.abort("released");
-  await db.query("select pgpark.park_release(task_id => $1, attempt => $2)", [task_id, attempt]); // back in its old place
+  await query("select pgpark.park_release(task_id => $1, attempt => $2)", [task_id, attempt]); // back in its old place
 }
 await db.end();
 
 async function claim(free) {
-  const { rows } = await db.query(
+  const { rows } = await query(
     "select task_id, attempt, payload, units from pgpark.park_claim(pool => $1, worker => $2, max_tasks => $3)",
     [POOL, name, free],
   );
@@ -70,7 +72,7 @@ async function work({ task_id, attempt, payload, units }) {
     outcome = ["failed", null, error.message];
   }
   if (stop.signal.reason === "released") return;
-  const { rows } = await db.query(
+  const { rows } = await query(
     "select pgpark.park_finish(task_id => $1, attempt => $2, status => $3, result => $4, reason => $5) as accepted",
     [task_id, attempt, ...outcome],
   );
@@ -80,7 +82,7 @@ async function work({ task_id, attempt, payload, units }) {
 }
 
 async function heartbeat() {
-  const { rows } = await db.query("select pgpark.park_heartbeat(pool => $1, worker => $2, task_ids => $3) as task_id", [
+  const { rows } = await query("select pgpark.park_heartbeat(pool => $1, worker => $2, task_ids => $3) as task_id", [
     POOL,
     name,
     [...running.keys()],
@@ -89,7 +91,7 @@ async function heartbeat() {
 }
 
 async function secondsToNextTimer() {
-  const { rows } = await db.query(
+  const { rows } = await query(
     "select extract(epoch from next_due - clock_timestamp())::float8 as due from pgpark.park_maintain(pool => $1)",
     [POOL],
   );

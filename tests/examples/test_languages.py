@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -43,19 +44,20 @@ def node(folder: Path) -> Commands:
 
 def go(folder: Path) -> Commands:
     """With the lib/pq that Debian packages, or with what is in the module cache."""
+    if not shutil.which("go") and os.environ.get("PGPARK_TEST_NEEDS_TOOLS"):
+        pytest.fail("go is missing")
     if not shutil.which("go"):
         pytest.skip("go is missing")
     packaged = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode"} if _DEBIAN_GO.is_dir() else {"GOFLAGS": "-mod=mod"}
     environment = os.environ | packaged | {"GOCACHE": str(folder / "cache")}
-    copy = Path(shutil.copytree(EXAMPLES / "go", folder / "go"))
-    for name in ("client", "worker"):
-        built = subprocess.run(
-            ["go", "build", "-o", str(folder / f"go-{name}"), f"./{name}"], cwd=copy, env=environment
-        )
-        if built.returncode and not _DEBIAN_GO.is_dir():
-            pytest.skip("lib/pq cannot be had")
-        assert built.returncode == 0
-    return [str(folder / "go-client")], [str(folder / "go-worker")]
+    copy = Path(shutil.copytree(EXAMPLES / "go", folder / "go", ignore=shutil.ignore_patterns("bin")))
+    build = next(line.partition("&&")[2] for line in _story("go") if "go build" in line)
+    built = subprocess.run(shlex.split(build), cwd=copy, env=environment)
+    if built.returncode and not _DEBIAN_GO.is_dir():
+        pytest.skip("lib/pq cannot be had")
+    assert built.returncode == 0
+    client, worker = (next(line for line in _story("go") if words in line).split()[0] for words in _STORY[:2])
+    return [str(copy / client)], [str(copy / worker)]
 
 
 def by_psql(folder: Path) -> Commands:
@@ -84,7 +86,9 @@ def test_one_worker_is_killed_and_who_left_finds_all_results(
 
     one = subprocess.Popen([*worker, "one"], env=environment, stdout=subprocess.DEVNULL)
     held = wait_for(lambda: _held(db, "one"))
-    two = subprocess.Popen([*worker, "two"], env=environment, stdout=subprocess.PIPE, text=True)
+    two = subprocess.Popen(
+        [*worker, "two"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         one.kill()
         one.wait()
@@ -93,12 +97,18 @@ def test_one_worker_is_killed_and_who_left_finds_all_results(
     finally:
         one.kill()
         two.terminate()
-    seen, _ = two.communicate(timeout=20)
-    assert two.returncode == 0
+    seen, complaints = two.communicate(timeout=20)
+    assert (two.returncode, complaints) == (0, "")
     assert sorted(re.findall(r"^\d+", line)[0] for line in results) == sorted(submitted, key=str)
     assert all("completed" in line and "done" in line for line in results)
     assert lost and all(f"two: task {task}, attempt 2" in seen for task in lost)
     assert db.rows("select * from pgpark.mailbox") == []
+
+
+def _story(language: str) -> list[str]:
+    text = (EXAMPLES / language / "README.md").read_text()
+    (block,) = re.findall(r"<!-- the story -->\n```sh\n(.*?)```", text, re.S)
+    return [line.partition("#")[0].strip() for line in block.splitlines()]
 
 
 def _held(db: Database, worker: str) -> list[int]:
@@ -107,9 +117,7 @@ def _held(db: Database, worker: str) -> list[int]:
 
 @pytest.mark.parametrize("language", ["node", "go", "psql"])
 def test_the_readme_tells_the_same_story(language: str) -> None:
-    text = (EXAMPLES / language / "README.md").read_text()
-    (block,) = re.findall(r"<!-- the story -->\n```sh\n(.*?)```", text, re.S)
-    said = [line.partition("#")[0].strip() for line in block.splitlines()]
+    said = _story(language)
     order = [next(n for n, line in enumerate(said) if words in line) for words in _STORY]
     assert order == sorted(order)
 
