@@ -225,6 +225,23 @@ def _configs(build: str) -> list[tuple[str, dict[str, str]]]:
 
 
 @pytest.mark.parametrize("build", BUILDS)
+def test_a_node_can_be_emptied_whether_or_not_the_database_is_there(build: str) -> None:
+    budget = the(build, "PodDisruptionBudget", "pgpark-gateway")["spec"]
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    replicas = the(build, "Deployment", "pgpark-gateway")["spec"].get("replicas")
+    least = [found["spec"]["minReplicas"] for found in of_kind(build, "HorizontalPodAutoscaler").values()]
+    assert budget["minAvailable"] < (replicas or min(least))
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_the_gateway_may_go_out_to_names_and_the_database_and_the_guide_says_so(build: str) -> None:
+    rules = the(build, "NetworkPolicy", "pgpark-gateway")["spec"]["egress"]
+    ports = {port["port"] for rule in rules for port in rule["ports"]}
+    assert ports == {53, 5432}
+    assert "port 5432" in (KUBERNETES.parents[1] / "docs" / "operations" / "containers.md").read_text()
+
+
+@pytest.mark.parametrize("build", BUILDS)
 def test_the_migration_can_be_applied_alone(build: str) -> None:
     """With what it mounts; namespace, account and Secret are there from the first time."""
     ours = {"app.kubernetes.io/component": "migrate"}
