@@ -72,7 +72,7 @@ def audit(
                 )
                 sys.stdout.flush()
         rows = _last(connection, functools.partial(asked, since=begin), limit, until=end)
-    print_rows(settings, rows, _COLUMNS, "nothing is written down; pools write with `audit: true` in their config")
+    print_rows(settings, rows, _COLUMNS, "no such event was written; pools write with `audit: true` in their config")
 
 
 def _last(

@@ -65,7 +65,7 @@ def test_wrong_words_are_one_line(pgpark: Pgpark) -> None:
     printed = pgpark("audit", "--event", "vanished")
     assert printed.code == 2
     assert printed.err.startswith("pgpark: unknown event 'vanished'; use submitted, rejected, ")
-    assert pgpark("audit", "gpu").err == "nothing is written down; pools write with `audit: true` in their config\n"
+    assert pgpark("audit", "gpu").err == "no such event was written; pools write with `audit: true` in their config\n"
 
 
 def test_follow_tells_each_event_once_also_one_that_is_committed_late(db: Database, dsn: str) -> None:
