@@ -86,9 +86,7 @@ def test_one_worker_is_killed_and_who_left_finds_all_results(
 
     one = subprocess.Popen([*worker, "one"], env=environment, stdout=subprocess.DEVNULL)
     held = wait_for(lambda: _held(db, "one"))
-    two = subprocess.Popen(
-        [*worker, "two"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    two = subprocess.Popen([*worker, "two"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         one.kill()
         one.wait()
