@@ -164,7 +164,8 @@ def _print(looker: _Looker) -> None:
         return
     console = results_console()
     terminal = console.is_terminal
-    width = console.width if terminal else int(os.environ.get("COLUMNS", _WIDTH_IN_A_PIPE))
+    said = os.environ.get("COLUMNS", "")
+    width = console.width if terminal else int(said) if said.isdecimal() else _WIDTH_IN_A_PIPE
     console.print(looker.picture(width, bare=not terminal or console.no_color), soft_wrap=True)
 
 

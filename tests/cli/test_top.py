@@ -136,6 +136,17 @@ def test_one_picture_goes_into_a_pipe_without_colours(pgpark: Pgpark, db: Databa
     assert "\x1b" not in printed.out
 
 
+@pytest.mark.parametrize(("said", "width"), [("40", 40), ("", 80), ("wide", 80), ("-1", 80), ("0", 24)])
+def test_a_pipe_is_as_wide_as_columns_says_if_that_says_anything(
+    pgpark: Pgpark, db: Database, monkeypatch: pytest.MonkeyPatch, said: str, width: int
+) -> None:
+    db.pool(max_units=24)
+    monkeypatch.setenv("COLUMNS", said)
+    printed = pgpark("top", "--once")
+    assert (printed.code, printed.err) == (0, "")
+    assert printed.out.splitlines()[2] == "·" * width
+
+
 def test_with_json_it_is_the_lot_and_its_last_hour(pgpark: Pgpark, db: Database) -> None:
     db.pool(max_units=24)
     db.parked(units=8)
