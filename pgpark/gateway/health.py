@@ -38,3 +38,7 @@ async def ready(request: Request) -> State:
     if not await request.app.state.connections.run(here):
         raise NotMigratedError("the database has no pgpark yet, or an older one")
     return State(status="ready")
+
+
+for _path, _route in (("/health", health), ("/ready", ready)):  # some balancers ask so
+    router.add_api_route(_path, _route, methods=["HEAD"], include_in_schema=False)

@@ -8,12 +8,15 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel
 
 from pgpark import calls
+from pgpark.calls import Call
 from pgpark.gateway.caller import Caller, object_of
+from pgpark.gateway.connections import page
 from pgpark.gateway.errors import documented
 from pgpark.gateway.requests import TEXT, Acknowledged, Time
 from pgpark.models import Message
 
 router = APIRouter(tags=["mailbox"])
+_MOST_BYTES = 4 << 20  # of one answer
 
 Tenant = Annotated[str, Path(min_length=1, max_length=255, pattern=TEXT, description="Whose mailbox it is.")]
 User = Annotated[str | None, Query(max_length=255, pattern=TEXT, description="Only this user's.")]
@@ -42,12 +45,18 @@ async def fetch(
     since: Since = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> Response:
-    """Outcomes of a tenant, oldest first. They stay until they are acknowledged."""
-    return object_of("messages", await caller.lines(calls.fetch(tenant, user, session, since, limit)))
+    """Outcomes of a tenant, oldest first; fewer than `limit`, but at least one, where they are large (4 MiB together).
+    They stay until they are acknowledged."""
+
+    def messages(most: int) -> Call[list[Message]]:
+        return calls.fetch(tenant, user, session, since, most)
+
+    found = await caller.call(page(messages, "message_id", limit, _MOST_BYTES))
+    return object_of("messages", [line for _, line in found.rows])
 
 
 @router.post("/mailbox/{tenant}/ack", responses=documented())
 async def acknowledge(tenant: Tenant, ids: Acknowledged, caller: Caller) -> Taken:
-    """Takes messages out of the mailbox, with their parts; those that are not there, or are another's, do not count."""
+    """Takes messages out, with their parts; those that are not there, or that the token may not see, do not count."""
     _, taken = await caller.call_all(calls.fetch(tenant, max_messages=1), calls.ack(ids.message_ids))
     return Taken(acknowledged=taken)

@@ -31,6 +31,7 @@ log = logging.getLogger("pgpark.gateway")
 
 _LOCAL = "local-"  # how the names of tokens begin that a gateway makes for whoever started it
 _LOCAL_SECS = 24 * 3600
+_REVOKE_SECS = 5  # that stopping waits for a database that is busy
 _FINISH_SECS = 30  # that requests get which are under way
 
 
@@ -92,7 +93,7 @@ def serve(gateway: GatewaySettings, server: ServerSettings, tell: Callable[[str]
 
     Raises BadInputError where it cannot be bound, NotMigratedError, DatabaseError.
     """
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each stranger who does not speak HTTP
     with contextlib.closing(connect(gateway.dsn)) as connection:
         require_migrated(connection)
     with _bound(server) as listening, _local_token(gateway.dsn, server) as token:
@@ -125,6 +126,7 @@ def _local_token(dsn: str, settings: ServerSettings) -> Iterator[str | None]:
         if token is not None:
             try:
                 with contextlib.closing(connect(dsn)) as connection:
+                    connection.execute(f"set statement_timeout = '{_REVOKE_SECS}s'")
                     calls.run_on(connection, calls.revoke_token(name))
             except PgparkError as error:
                 log.warning("the local token was not revoked, and expires by itself: %s", one_line(error))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from tests.conftest import Database, wait_for
@@ -110,6 +113,39 @@ def test_a_gateway_that_is_told_to_stop_breaks_nothing(db: Database, serve: Serv
     assert process.wait(20) == 0
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
+
+
+def test_a_gateway_that_stops_does_not_wait_for_a_locked_database(serve: Serve, dsn: str) -> None:
+    process, line = serve("--drain", "0")
+    assert "token=" in line
+    with psycopg.connect(dsn) as blocker:
+        blocker.execute("lock table pgpark.token in access exclusive mode")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert process.stderr is not None
+    assert "the local token was not revoked, and expires by itself" in process.stderr.read()
+
+
+def test_each_line_of_the_log_is_a_json_object(db: Database, serve: Serve) -> None:
+    db.pool()
+    process, line = serve("--log-json", "--drain", "0", "--no-local-token")
+    host, port = line.removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as stranger:
+        stranger.sendall(b"no HTTP at all\r\n\r\n")
+        assert b"400 Bad Request" in stranger.recv(65536)
+    token = db.value("select pgpark.park_create_token('t', '{admin}')")
+    headers = {"Authorization": f"Bearer {token}"}
+    db.connection.execute("alter function pgpark.park_stats(text) rename to park_no_stats")
+    assert httpx.get(f"{line}pools", headers=headers).status_code == 503
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert process.stderr is not None
+    told = [json.loads(text) for text in process.stderr]
+    assert {frozenset(entry) for entry in told} == {frozenset(("time", "level", "logger", "message"))}
+    messages = [(entry["level"], entry["logger"], entry["message"]) for entry in told]
+    assert ("INFO", "pgpark.gateway", "stopping in 0 s; not ready from now on") in messages
+    assert any(level == "WARNING" and "park_stats" in message for level, _, message in messages)
+    assert not any("HTTP" in message for _, _, message in messages)  # strangers do not fill the log
 
 
 def test_tokens_from_the_command_line(db: Database, dsn: str) -> None:

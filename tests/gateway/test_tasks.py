@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import httpx
+import pytest
 from psycopg.conninfo import make_conninfo
 
+from pgpark.gateway import mailbox
 from tests.conftest import Database
 from tests.gateway.conftest import Gateway
 
@@ -45,6 +47,9 @@ def test_a_request_without_a_token_learns_nothing(db: Database, admin: httpx.Cli
 def test_what_is_open_needs_no_token(admin: httpx.Client) -> None:
     for path in ("/health", "/ready", "/openapi.json"):
         assert httpx.get(f"{admin.base_url}{path}").status_code == 200
+    for path in ("/health", "/ready"):
+        answer = httpx.head(f"{admin.base_url}{path}")
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_the_trace_of_a_request_goes_with_its_tasks(db: Database, admin: httpx.Client) -> None:
@@ -129,6 +134,22 @@ def test_a_mailbox_is_read_in_part_and_emptied(db: Database, admin: httpx.Client
     ids = [message["message_id"] for message in messages]
     assert admin.post(f"{path}/ack", json={"message_ids": [*ids, 999]}).json() == {"acknowledged": 2}
     assert admin.get(path).json() == {"messages": []}
+
+
+def test_a_mailbox_with_large_messages_is_read_in_several_answers(
+    db: Database, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailbox, "_MOST_BYTES", 2000)
+    db.pool()
+    tasks = [db.parked(tenant="a") for _ in range(4)]
+    db.claim()
+    for task, size in zip(tasks, (5000, 800, 800, 800), strict=True):
+        db.finish(task, result="x" * size)
+    answers = []
+    while messages := admin.get("/mailbox/a").json()["messages"]:
+        answers.append([message["task_id"] for message in messages])
+        admin.post("/mailbox/a/ack", json={"message_ids": [message["message_id"] for message in messages]})
+    assert answers == [tasks[:1], tasks[1:3], tasks[3:]]
 
 
 def test_settings_are_changed_one_by_one(db: Database, admin: httpx.Client) -> None:
