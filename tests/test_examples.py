@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pgpark import build_pools
 from tests.conftest import Database, psql
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -33,9 +34,9 @@ def test_each_pool_of_the_config_file_does_its_work_where_it_lives(db: Database,
     shutil.copy(EXAMPLES / "scheduler-config.json", tmp_path)
     environment = os.environ | {"PGPARK_DSN": db.dsn, "PGPARK_POOLS": str(tmp_path / "scheduler-config.json")}
 
-    def pgpark(*arguments: str) -> str:
+    def pgpark(*arguments: str, given: str = "") -> str:
         command = [sys.executable, "-m", "pgpark", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        done = subprocess.run(command, input=given, capture_output=True, text=True, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -50,9 +51,12 @@ def test_each_pool_of_the_config_file_does_its_work_where_it_lives(db: Database,
     ]
     try:
         for pool in ("llm_inference", "tauri_local_llm"):
-            tasks = [pgpark("submit", pool, json.dumps({"n": n}), "--units", "8") for n in range(3)]
-            results = [json.loads(pgpark("result", task, "--wait", "--pool", pool)) for task in tasks]
-            assert results == [{"n": 0}, {"n": 1}, {"n": 2}]
+            lines = [json.dumps({"payload": {"n": n}, "units": 8, "tenant": "t"}) for n in range(3)]
+            *tasks, last = pgpark("submit", pool, "--file", "-", given="\n".join(lines)).split()
+            assert json.loads(pgpark("result", last, "--wait", "--pool", pool)) == {"n": 2}
+            with build_pools(tmp_path / "scheduler-config.json", dsn=db.dsn) as pools:
+                results = [pools[pool].result(int(task), timeout=60) for task in tasks]
+            assert [result and result.payload for result in results] == [{"n": 0}, {"n": 1}]
     finally:
         for worker in workers:
             worker.terminate()

@@ -164,7 +164,7 @@ def test_an_answer_that_was_not_taken_whole_stays(
     park: Callable[..., Lot], serve: Callable[[FastAPI], str], db: Database
 ) -> None:
     app = FastAPI()
-    app.post(CHAT)(lambda: JSONResponse({"text": "x" * (16 << 20)}))
+    app.post(CHAT)(lambda: JSONResponse({"text": "x" * (8 << 20)}))
     lot = park(serve(app))
     small = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)])
     with (
@@ -172,7 +172,7 @@ def test_an_answer_that_was_not_taken_whole_stays(
         http.stream("POST", CHAT, json=ask()) as response,
     ):
         handle = response.headers["X-Pgpark-Task"]  # and leaves; the system cannot hold all of it for a client
-    assert len(lot.http.get(f"/v1/pgpark/results/{handle}").content) > 16 << 20
+    assert len(lot.http.get(f"/v1/pgpark/results/{handle}").content) > 8 << 20
     assert db.value("select count(*) from pgpark.mailbox") == 1
 
 
