@@ -13,6 +13,8 @@ from pgpark.migrate import Plan, script
 from pgpark.migrate import migrate as apply
 from pgpark.migrate import plan as make_plan
 
+_NAMED = 5
+
 
 @click.command()
 @click.option(
@@ -38,12 +40,23 @@ def migrate(settings: Settings, only_plan: bool, check: bool, dump_sql: bool) ->
     elif only_plan:
         for line in _lines(todo):
             click.echo(line)
-    messages.print("up to date" if todo.empty else f"{done}: {', '.join(_lines(todo))}", soft_wrap=True)
+    messages.print("up to date" if todo.empty else f"{done}: {_in_short(todo)}", soft_wrap=True)
     return 1 if check and not todo.empty else 0
 
 
 def _lines(todo: Plan) -> list[str]:
     return (["install pgmq"] if todo.install_pgmq else []) + [f"apply sql/{file.name}" for file in todo.files]
+
+
+def _in_short(todo: Plan) -> str:
+    """What a first migration does is fifty files; a few are named."""
+    if len(todo.files) <= _NAMED:
+        return ", ".join(_lines(todo))
+    migrations = sum(file.runs_once for file in todo.files)
+    functions = len(todo.files) - migrations
+    parts = [(1, "install pgmq")] * todo.install_pgmq
+    parts += [(migrations, f"apply {migrations} migrations"), (functions, f"apply {functions} files of functions")]
+    return ", ".join(words for number, words in parts if number)
 
 
 @click.group()

@@ -136,6 +136,7 @@ def _make_local_token(dsn: str, name: str) -> str | None:
     try:
         with contextlib.closing(connect(dsn)) as connection:
             if any(not token.name.startswith(_LOCAL) for token in calls.run_on(connection, calls.tokens())):
+                log.info("there are tokens already: none is made for the page; pgpark token create NAME --as admin")
                 return None
             row = connection.execute("select pgpark._now() + %s * interval '1 second' as at", [_LOCAL_SECS]).fetchone()
             assert row is not None

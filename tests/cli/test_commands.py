@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -362,7 +363,9 @@ def test_migrate_plans_checks_and_does(pgpark: Pgpark, empty_databases: Callable
     assert planned.code == 0
     assert planned.out.splitlines()[:2] == ["install pgmq", "apply sql/migrations/0001_tables.sql"]
     assert pgpark("migrate", "--check").code == 1, "planning did nothing"
-    assert pgpark("migrate").code == 0
+    migrated = pgpark("migrate")
+    assert migrated.code == 0
+    assert re.fullmatch(r"done: install pgmq, apply \d+ migrations, apply \d+ files of functions\n", migrated.err)
     assert pgpark("migrate").err == "up to date\n"
     assert pgpark("migrate", "--check").code == 0
     assert pgpark("migrate", "--check", "--json").rows == [{"up_to_date": True, "install_pgmq": False, "files": []}]

@@ -69,7 +69,10 @@ def test_a_gateway_for_oneself_prints_its_page_with_a_token_and_revokes_it(db: D
 
 def test_where_there_are_tokens_none_is_made(db: Database, serve: Serve) -> None:
     db.value("select pgpark.park_create_token('mine', '{reader}')")
-    assert "token" not in serve()[1]
+    process, line = serve()
+    assert "token" not in line
+    assert process.stderr is not None
+    assert "pgpark token create NAME --as admin" in process.stderr.readline()
 
 
 def test_no_token_is_made_where_others_can_reach_it(db: Database, serve: Serve) -> None:

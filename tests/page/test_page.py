@@ -161,6 +161,50 @@ def test_names_with_html_in_them_are_only_names(db: Database, visit: Visit) -> N
     assert page.title().startswith("gpu:")
 
 
+def test_a_name_from_right_to_left_does_not_turn_the_words_around_it(db: Database, visit: Visit) -> None:
+    db.pool(max_units=8)
+    name = "\u0645\u0633\u062a\u0623\u062c\u0631 \u202eevil"
+    db.parked(tenant=name)
+    page = visit("producer", scope={"tenants": [name]})
+    expect(page.locator("#own")).to_have_text(f"only tasks of \u2068{name}\u2069")
+    expect(page.locator("#sentence")).to_have_text(f"Nothing of \u2068{name}\u2069 runs. 1 waits.")
+
+
+def test_those_that_are_not_shown_are_counted(db: Database, visit: Visit) -> None:
+    db.pool(max_units=24)
+    for number in range(12):
+        db.parked(tenant=f"tenant {number:02}")
+        db.claim(worker=f"worker {number:02}", max_tasks=1)
+    page = visit()
+    expect(page.locator("#workers .share")).to_have_count(10)
+    expect(page.locator("#workers")).to_contain_text("and 2 others")
+    expect(page.locator("#tenants")).to_contain_text("and 4 others")
+
+
+def test_who_is_at_a_task_that_ends_is_at_the_next_one(db: Database, visit: Visit) -> None:
+    db.pool(max_units=4)
+    tasks = [db.parked(units=4) for _ in range(3)]
+    page = visit()
+    page.locator(f".car[data-task='{tasks[1]}']").focus()
+    db.rows("select pgpark.park_cancel(%s)", tasks[1])
+    expect(page.locator(f".lane .car[data-task='{tasks[2]}']")).to_be_focused()
+    db.rows("select pgpark.park_cancel(%s)", tasks[2])
+    expect(page.locator(f".lane .car[data-task='{tasks[0]}']")).to_be_focused()
+    db.rows("select pgpark.park_cancel(%s)", tasks[0])
+    expect(page.locator("#scene")).to_be_focused()
+
+
+def test_without_pools_it_says_so_to_who_has_signed_in(visit: Visit, gateway: Gateway) -> None:
+    page = visit(secret="")
+    page.goto(f"{gateway.url}/?")  # no pool is asked for
+    page.get_by_label("Token").fill(gateway.secret("admin"))
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#banner")).to_contain_text("There are no pools yet")
+    expect(page.locator("#sign-in")).to_be_hidden()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.locator("#sign-in")).to_be_visible()
+
+
 def test_everything_can_be_reached_with_the_keyboard(db: Database, visit: Visit) -> None:
     db.pool(max_units=4)
     db.pool("other", max_units=4)
@@ -197,8 +241,11 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(db: Database, visit: Vi
         db.parked(units=1 + number * 900, tenant="t" * 200 if number % 2 else None, priority="high")
     db.claim(worker="w" * 200, max_tasks=30)
     page = visit(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    for pool in ("p" * 40, "gpu"):
+        page.evaluate(f"location.hash = 'pool={pool}'")
+        expect(page.locator("#pool-name")).to_have_text(pool)
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
     expect(page.locator("#lot .car").first).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 19, 24)"
     assert dark == (scheme == "dark")
     if scheme == "dark":

@@ -14,11 +14,12 @@ export function drawHistory(rows) {
   const starts = rows.reduce((sum, row) => sum + (row.started ?? 0), 0);
   const ended = rows.map((row) => KINDS.map((kind) => row[kind] ?? 0));
   const totals = ended.map((kinds) => kinds.reduce((a, b) => a + b, 0));
+  const sum = totals.reduce((a, b) => a + b, 0);
   const waits = rows.map((row) => row.wait_p50_secs ?? null);
   const worst = rows.map((row) => row.wait_p95_secs ?? null);
   const charts = [
-    { name: "Ended per minute", now: `${short(totals.reduce((a, b) => a + b, 0))} in the hour, at most ${short(Math.max(...totals))}`, plot: () => bars(ended, Math.max(1, ...totals)) },
-    { name: "Wait before the start", now: `median of a minute up to ${longest(waits)}, 95 of 100 up to ${longest(worst)}`, plot: () => lines([worst, waits], Math.max(0.001, ...worst.concat(waits).filter((w) => w !== null)), ["faint", "strong"]) },
+    { name: "Ended per minute", now: sum ? `${short(sum)} in the hour, at most ${short(Math.max(...totals))}` : "nothing yet", plot: () => bars(ended, Math.max(1, ...totals)) },
+    { name: "Wait before the start", now: starts ? `median of a minute up to ${longest(waits)}, 95 of 100 up to ${longest(worst)}` : "nothing started yet", plot: () => lines([worst, waits], Math.max(0.001, ...worst.concat(waits).filter((w) => w !== null)), ["faint", "strong"]) },
   ];
   const made = charts.map((chart) =>
     element("figure", { class: "chart" },

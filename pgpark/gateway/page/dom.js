@@ -33,6 +33,8 @@ export function say(node, text) {
  * what moves can be seen to move. make(item) makes one, update(node, item) sets what may have changed.
  */
 export function keep(parent, items, key, make, update) {
+  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
+  const place = focused ? [...parent.children].findIndex((child) => child.contains(focused)) : -1;
   const kept = (parent.kept ??= new Map());
   const wanted = new Set(items.map(key));
   for (const [old, node] of kept) {
@@ -51,6 +53,15 @@ export function keep(parent, items, key, make, update) {
     update?.(node, item, index);
     if (parent.children[index] !== node) parent.insertBefore(node, parent.children[index] ?? null);
   });
+  if (focused && !parent.contains(document.activeElement)) focusNear(parent, focused, place);
+}
+
+/** What was moved has lost the focus, and gets it back; of what is gone, the neighbour gets it. */
+function focusNear(parent, focused, place) {
+  const beside = parent.children[Math.min(place, parent.children.length - 1)];
+  const stop = beside?.matches("[data-stop], a") ? beside : beside?.querySelector("[data-stop], a, button");
+  const next = focused.isConnected ? focused : stop ?? parent.closest("[tabindex]");
+  next?.focus({ preventScroll: true });
 }
 
 /** One tab stop for a group of buttons: arrows, Home and End move between them. Called after each drawing. */

@@ -6,7 +6,7 @@ import { askUnits, confirm, note, showTask } from "./dialogs.js";
 import { byId, say } from "./dom.js";
 import { drawFailures, drawFigures, drawPools, drawTenants, drawWorkers } from "./panels.js";
 import { drawScene } from "./scene.js";
-import { sentence, span } from "./words.js";
+import { apart, sentence, span } from "./words.js";
 
 const LOOK_MS = 1000;
 const LOTS_MS = 5000;
@@ -68,7 +68,7 @@ async function look() {
     }
     const pool = wantedPool();
     if (pool === null) {
-      byId("main").hidden = true;
+      showNoPool();
       banner("There are no pools yet. Make one: pgpark pool put NAME --max-units N", false);
     } else {
       await lookAt(pool, mine);
@@ -177,7 +177,7 @@ function draw() {
   say(byId("state"), lot.state);
   byId("state").className = `chip ${lot.state}`;
   byId("own").hidden = !lot.own;
-  if (lot.own) say(byId("own"), `only tasks of ${lot.own.join(", ")}`);
+  if (lot.own) say(byId("own"), `only tasks of ${lot.own.map(apart).join(", ")}`);
   say(byId("sentence"), sentence(lot));
   const why = `${lot.pool} is ${lot.state}${lot.line.why ? `; the line waits: ${lot.line.why}` : ""}`;
   if (why !== announced) say(byId("announce"), (announced = why));

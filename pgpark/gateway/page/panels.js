@@ -1,8 +1,11 @@
 // What is around the lot: pools, figures, tenants, failures, workers.
 
 import { byId, element, keep, say } from "./dom.js";
-import { colourOf, counted, number, OUTCOMES, plural, reasonWords, short, soon, span, tenantName, units } from "./words.js";
+import { colourOf, counted, number, OUTCOMES, plural, reasonWords, short, shortUnits, soon, span, tenantName, units } from "./words.js";
 
+const TENANTS_MOST = 8;
+const TENANTS_TOLD = 20; // the gateway tells of no more
+const WORKERS_MOST = 10;
 const WORDS = { active: "active", paused: "paused", draining: "draining", disabled: "disabled" };
 
 /** A small lot for each pool; the one that is open is marked. */
@@ -37,7 +40,7 @@ export function drawFigures(lot, latest) {
   const oldest = Math.max(0, ...lot.parked.lanes.map((lane) => lane.oldest_secs ?? 0));
   const figures = [
     lot.own ? null : { name: "free", value: short(free), note: `of ${units(lot.settings.max_units)}`, sign: free === 0 ? "full" : "open" },
-    { name: "running", value: counted(lot.running), note: `${short(lot.used_units)} units in use` },
+    { name: "running", value: counted(lot.running), note: `${shortUnits(lot.used_units)} in use` },
     { name: "parked", value: counted(lot.parked), note: lot.parked.count ? `oldest ${span(oldest)}` : lot.parked.more ? "none of the first" : "nothing waits" },
     lot.delayed.count ? { name: "delayed", value: counted(lot.delayed), note: soon(lot.delayed.tasks[0].due_secs) } : null,
     latest ? { name: "started", value: short(latest.starts), note: "in the last hour" } : null,
@@ -58,8 +61,8 @@ export function drawTenants(lot) {
   const all = lot.tenants;
   const box = byId("tenants");
   if (all.length === 0) return nothing(box, "Nobody is here.");
-  keep(box, all.slice(0, 8), (row) => row.tenant ?? "", (row) =>
-    element("div", { class: "share" }, element("div", { class: "share-name" }, element("span", { class: "swatch" }), element("b", {}, tenantName(row.tenant)), element("span")),
+  keep(box, all.slice(0, TENANTS_MOST), (row) => JSON.stringify(row.tenant), (row) =>
+    element("div", { class: "share" }, element("div", { class: "share-name" }, element("span", { class: "swatch" }), element("b", { title: tenantName(row.tenant) }, tenantName(row.tenant)), element("span")),
       element("div", { class: "meter", "aria-hidden": "true" }, element("span"), element("i"))),
   (node, row) => {
     const part = lot.settings.max_units ? (100 * row.running_units) / lot.settings.max_units : 0;
@@ -69,9 +72,11 @@ export function drawTenants(lot) {
     held.dataset.colour = colourOf(row.tenant);
     limit.hidden = row.max_units === null;
     if (row.max_units !== null) limit.style.left = `${Math.min(100, (100 * row.max_units) / lot.settings.max_units)}%`;
-    const words = [`${short(row.running_units)} ${row.max_units === null ? "" : `of ${short(row.max_units)} `}units (${Math.round(part)} %)`, row.parked && `${number(row.parked)} parked`, row.weight !== 1 && `weight ${row.weight}`];
+    const holds = row.max_units === null ? shortUnits(row.running_units) : `${short(row.running_units)} of ${shortUnits(row.max_units)}`;
+    const words = [`${holds} (${Math.round(part)} %)`, row.parked && `${number(row.parked)} parked`, row.weight !== 1 && `weight ${row.weight}`];
     say(node.querySelector(".share-name > span:last-child"), words.filter(Boolean).join(" · "));
   });
+  others(box, all.length - TENANTS_MOST, all.length >= TENANTS_TOLD);
   return undefined;
 }
 
@@ -79,10 +84,10 @@ export function drawTenants(lot) {
 export function drawFailures(lot, retry) {
   const box = byId("failures");
   const { failures } = lot.mailbox;
-  if (failures.length === 0) return nothing(box, "Everything that ended in the last hour completed.");
-  keep(box, failures.slice(0, 8), (row) => `${row.status} ${row.reason}`, (row) =>
+  if (failures.length === 0) return nothing(box, "Nothing failed, expired or was dropped.");
+  keep(box, failures.slice(0, 8), (row) => JSON.stringify([row.status, row.reason]), (row) =>
     element("div", { class: "failure" }, element("span", { class: `outcome ${row.status}`, "aria-hidden": "true" }, OUTCOMES[row.status].mark),
-      element("div", {}, element("b", {}, reasonWords(row.reason)), element("small")), element("span", { class: "count" }),
+      element("div", {}, element("b", { title: reasonWords(row.reason) }, reasonWords(row.reason)), element("small")), element("span", { class: "count" }),
       lot.may.retry && lot.settings.archive && element("button", { type: "button", class: "quiet", onclick: (event) => retry(event.currentTarget.row) }, "Retry latest")),
   (node, row) => {
     say(node.querySelector("small"), `${row.status}, last ${span(row.secs)} ago`);
@@ -101,18 +106,31 @@ export function drawWorkers(lot) {
   byId("workers-card").hidden = lot.workers === null;
   if (lot.workers === null) return undefined;
   const box = byId("workers");
-  if (lot.workers.count === 0) return nothing(box, "No worker has been seen for a minute. Start one: pgpark worker " + lot.pool);
-  keep(box, lot.workers.list.slice(0, 10), (row) => row.worker, (row) =>
-    element("div", { class: "share" }, element("div", { class: "share-name" }, element("b", {}, row.worker), element("span")),
+  if (lot.workers.count === 0) return nothing(box, "No worker has been seen for a minute. Start one: pgpark worker " + lot.pool + " --handler my_tasks:run");
+  keep(box, lot.workers.list.slice(0, WORKERS_MOST), (row) => row.worker, (row) =>
+    element("div", { class: "share" }, element("div", { class: "share-name" }, element("b", { title: row.worker }, row.worker), element("span")),
       element("div", { class: "meter", "aria-hidden": "true" }, element("span"))),
   (node, row) => {
     const most = row.max_units ?? lot.settings.max_units;
     node.querySelector(".meter span").style.width = `${Math.min(100, (100 * row.used_units) / most)}%`;
-    say(node.querySelector(".share-name > span"), `${short(row.used_units)} of ${row.max_units === null ? "any" : short(row.max_units)} units · ${plural(row.running, "task")} · seen ${span(row.seen_secs)} ago`);
+    say(node.querySelector(".share-name > span"), `${row.max_units === null ? shortUnits(row.used_units) : `${short(row.used_units)} of ${shortUnits(row.max_units)}`} · ${plural(row.running, "task")} · seen ${span(row.seen_secs)} ago`);
   });
+  others(box, lot.workers.count - Math.min(lot.workers.list.length, WORKERS_MOST), lot.workers.more);
   return undefined;
 }
 
 function nothing(box, words) {
+  others(box, 0);
   keep(box, [words], String, () => element("p", { class: "nothing" }, words));
+}
+
+/** How many there are besides those that are shown. */
+function others(box, unseen, more = false) {
+  if (unseen <= 0) {
+    box.others?.remove();
+    box.others = null;
+    return;
+  }
+  if (!box.others) box.append((box.others = element("p", { class: "nothing others" })));
+  say(box.others, `and ${number(unseen)}${more ? " or more" : ""} others`.replace(/^and 1 others/, "and another"));
 }

@@ -2,7 +2,7 @@
 
 import { byId, element, keep, rove, say } from "./dom.js";
 import { baysPerRow, lineStep, park, rows } from "./lot.js";
-import { colourOf, counted, meet, number, OUTCOMES, plural, reasonWords, short, span, tenantName, soon, tiny, units, WHY } from "./words.js";
+import { apart, colourOf, counted, meet, number, OUTCOMES, plural, reasonWords, short, span, tenantName, soon, tiny, units, WHY } from "./words.js";
 
 const LANE_MOST = 40; // parked tasks drawn in a lane; the others are a number
 const LETTERS_MOST = 8;
@@ -68,7 +68,7 @@ function moveCar(node, { task, piece, index, all }, strip) {
   const label = task.others
     ? `${counted(task.others)} running tasks in all; the smaller ones are drawn as one, ${units(task.units)}`
     : [`task ${task.task_id}`, units(task.units), task.priority, tenantName(task.tenant), `runs for ${span(task.secs)}`,
-       `on ${task.worker}`, task.attempt > 1 && `attempt ${task.attempt}`, task.state === "cancelling" && "being cancelled",
+       `on ${apart(task.worker)}`, task.attempt > 1 && `attempt ${task.attempt}`, task.state === "cancelling" && "being cancelled",
        task.lease_secs < 0 && "its lease has lapsed"].filter(Boolean).join(", ");
   node.dataset.task = task.task_id;
   node.dataset.units = task.units;
@@ -89,8 +89,8 @@ function moveCar(node, { task, piece, index, all }, strip) {
 function drawLegend(lot) {
   const tenants = lot.tenants.filter((row) => row.running > 0);
   const rowsShown = tenants.length > 1 || tenants[0]?.tenant ? tenants.slice(0, 9) : [];
-  keep(byId("legend"), rowsShown, (row) => row.tenant ?? "", (row) =>
-    element("span", { class: "key" }, element("span", { class: "swatch", "data-colour": colourOf(row.tenant) }), tenantName(row.tenant)));
+  keep(byId("legend"), rowsShown, (row) => JSON.stringify(row.tenant), (row) =>
+    element("span", { class: "key" }, element("span", { class: "swatch", "data-colour": colourOf(row.tenant) }), element("b", { title: tenantName(row.tenant) }, tenantName(row.tenant))));
 }
 
 function drawLanes(lot, open) {

@@ -10,6 +10,7 @@ export const short = (value) => (value < 10_000 ? NUMBER.format(value) : SHORT.f
 export const plural = (value, word) => `${number(value)} ${word}${value === 1 ? "" : "s"}`;
 export const counted = ({ count, more }) => number(count) + (more ? "+" : "");
 export const units = (value) => plural(value, "unit");
+export const shortUnits = (value) => `${short(value)} unit${value === 1 ? "" : "s"}`;
 
 /** A number of seconds in at most two parts: 0.4 s, 12 s, 3 min, 1 h 20 min, 2 d. */
 export function span(secs) {
@@ -21,7 +22,8 @@ export function span(secs) {
   if (minutes < 90) return `${minutes} min`;
   const hours = Math.floor(minutes / 60);
   if (hours < 36) return minutes % 60 ? `${hours} h ${minutes % 60} min` : `${hours} h`;
-  return `${Math.round(hours / 24)} d`;
+  const days = Math.round(hours / 24);
+  return days < 1000 ? `${days} d` : `${Math.round(days / 365)} years`;
 }
 
 /** The same in as few characters as can be. */
@@ -30,11 +32,17 @@ export function tiny(secs) {
   if (whole < 100) return `${Math.floor(whole)}s`;
   if (whole < 6000) return `${Math.round(whole / 60)}m`;
   if (whole < 36 * 3600) return `${Math.round(whole / 3600)}h`;
-  return `${Math.round(whole / 86400)}d`;
+  if (whole < 1000 * 86400) return `${Math.round(whole / 86400)}d`;
+  return `${Math.round(whole / (365 * 86400))}y`;
 }
 
 export const soon = (secs) => (secs <= 0 ? "next at any moment" : `next in ${span(secs)}`);
-export const tenantName = (tenant) => tenant ?? "no tenant";
+export const tenantName = (tenant) => (tenant === null || tenant === undefined ? "no tenant" : apart(tenant));
+
+const TURNING = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}\p{Script=Adlam}\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]/u;
+
+/** A name that is written from right to left, set apart so that it does not turn the words around it. */
+export const apart = (name) => (TURNING.test(name) ? `\u2068${name.replace(/[\u2066-\u2069]/g, "")}\u2069` : name);
 export const reasonWords = (reason) => (reason === null || reason === undefined ? "reason not shown" : reason === "" ? "no reason given" : /^[a-z]+(_[a-z]+)+$/.test(reason) ? reason.replaceAll("_", " ") : reason);
 
 const HUES = 8;
@@ -53,7 +61,7 @@ export function meet(tenants) {
 /** What is going on, for somebody who has never seen a lot. */
 export function sentence(lot) {
   const { running, parked, line, settings, used_units: used, own } = lot;
-  const whose = own ? (own.length === 1 ? `of ${own[0]} ` : "of your tenants ") : "";
+  const whose = own ? (own.length === 1 ? `of ${apart(own[0])} ` : "of your tenants ") : "";
   const holds = running.count === 0
     ? `Nothing ${whose}runs.`
     : `${counted(running)} ${running.count === 1 ? "task" : "tasks"} ${whose}${running.count === 1 ? "holds" : "hold"} ${number(used)} of ${units(settings.max_units)}.`;
