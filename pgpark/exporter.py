@@ -101,6 +101,8 @@ class _Question(threading.Thread):
 class _Server(ThreadingHTTPServer):
     """A thread for each scrape."""
 
+    request_queue_size = 128  # of five, the sixth of a crowd would come in after seconds, a probe among them
+
     def __init__(self, host: str, port: int, handler: Any) -> None:
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         super().__init__((host, port), handler)

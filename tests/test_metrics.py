@@ -214,6 +214,14 @@ def test_the_command_serves_metrics_and_says_where(db: Database, options: list[s
         assert process.wait(30) == 0
 
 
+def test_a_crowd_at_the_door_keeps_nobody_out() -> None:
+    server = exporter._Server("127.0.0.1", 0, None)  # looks at none of them
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.server_close)
+        for _ in range(40):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.server_port), timeout=5))
+
+
 def test_a_port_that_is_taken_is_one_line(db: Database) -> None:
     db.pool()
     with socket.create_server(("127.0.0.1", 0)) as taken:
