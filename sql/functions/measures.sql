@@ -312,7 +312,8 @@ begin
   select 'pgpark_callbacks_due', none, count(*)::double precision
   from (
     select from pgmq.q_pgpark_outbox q
-    where q.message ->> 'pool' = lot.name
+    where lot.notifier is not null  -- else there are none, and those of others need not be looked through
+      and q.message ->> 'pool' = lot.name
       and q.vt <= now_
     limit pgpark._counted()
   ) q;

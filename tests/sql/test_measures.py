@@ -363,6 +363,18 @@ def test_a_tenant_at_its_limit_demands_no_more(db: Database) -> None:
     assert db.value(demand) == 40 + 40 + 3 + 9
 
 
+def test_callbacks_are_looked_through_only_for_pools_that_send_some(db: Database) -> None:
+    notifier = {"type": "http", "base_url": "http://localhost:1"}
+    for name in ("cpu", "gpu", "tpu"):
+        db.pool(name, mailbox={"notifier": notifier} if name == "gpu" else {})
+    db.value("select pgpark.park_cancel(%s)", db.parked(tenant="t"))
+    scans = "select idx_scan + seq_scan from pg_stat_xact_user_tables where relid = 'pgmq.q_pgpark_outbox'::regclass"
+    with db.connection.transaction():
+        before = db.value(scans)
+        assert [metrics(db, name)["pgpark_callbacks_due"] for name in ("cpu", "gpu", "tpu")] == [0, 1, 0]
+        assert db.value(scans) - before == 1
+
+
 def test_callbacks_are_counted_by_what_came_of_them(db: Database) -> None:
     db.pool(mailbox={"notifier": {"type": "http", "base_url": "http://localhost:1", "max_attempts": 2}})
     for _ in range(3):
