@@ -125,8 +125,8 @@ def _local_token(dsn: str, settings: ServerSettings) -> Iterator[str | None]:
     finally:
         if token is not None:
             try:
-                with contextlib.closing(connect(dsn)) as connection:
-                    connection.execute(f"set statement_timeout = '{_REVOKE_SECS}s'")
+                with contextlib.closing(connect(dsn)) as connection, connection.transaction():
+                    connection.execute(f"set local statement_timeout = '{_REVOKE_SECS}s'")
                     calls.run_on(connection, calls.revoke_token(name))
             except PgparkError as error:
                 log.warning("the local token was not revoked, and expires by itself: %s", one_line(error))
