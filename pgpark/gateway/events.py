@@ -37,7 +37,7 @@ Bookmark = Annotated[
         description="Go on after this event.",
     ),
 ]
-_PAGE_ROWS, _PAGE_BYTES = 100, 1 << 20  # of parts or messages, read when the client has taken those before
+_PAGE_ROWS, _PAGE_BYTES = 100, 256 << 10  # of parts or messages, read when the client has taken those before
 _EVENT = {
     "type": "object",
     "properties": {"event": {"type": "string"}, "id": {"type": "string"}, "data": {"type": "string"}},

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -51,7 +52,7 @@ class Guard:
         try:
             token_hash = hashlib.sha256(_token(headers).encode()).hexdigest()
             await self._admit(token_hash)
-            _once(headers)
+            _once(headers, scope["query_string"])
             scope.setdefault("state", {})["token_hash"] = token_hash
             body = await self._body(headers, receive)
         except PgparkError as error:
@@ -143,11 +144,14 @@ class _GoneError(Exception):
     """The client has left before it had said all."""
 
 
-def _once(headers: Headers) -> None:
-    """What is said twice could be taken for one thing here and for the other in a proxy."""
+def _once(headers: Headers, query: bytes) -> None:
+    """What is said twice could be taken for one thing here and for another in a proxy."""
     for name in ("Idempotency-Key", "Last-Event-ID"):
         if len(headers.getlist(name)) > 1:
             raise GatewayError(400, "bad_request", f"more than one {name} header", "Send one.")
+    names = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)]
+    if len(set(names)) < len(names):
+        raise GatewayError(400, "bad_request", "a parameter of the address is there twice", "Give each once.")
 
 
 def _token(headers: Headers) -> str:

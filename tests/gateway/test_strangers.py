@@ -191,8 +191,11 @@ def test_a_body_that_is_not_read_as_json_is_told_what_would_be(db: Database, adm
         assert hint in answer.json()["error"]["hint"], answer.text
 
 
-def test_a_header_that_counts_is_taken_once(db: Database, admin: httpx.Client) -> None:
+def test_what_is_said_twice_is_taken_not_even_once(db: Database, admin: httpx.Client) -> None:
     db.pool()
+    answer = admin.get("/mailbox/a?user=u&limit=1&user=v")
+    assert code(answer) == (400, "bad_request")
+    assert admin.get("/mailbox/a?user=u&limit=1").status_code == 200
     for name in ("Idempotency-Key", "Last-Event-ID"):
         headers = [("Content-Type", "application/json"), (name, "a"), (name, "b")]
         answer = admin.post("/pools/gpu/tasks", content=b'{"payload": 1}', headers=headers)
