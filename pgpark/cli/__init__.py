@@ -20,7 +20,7 @@ import psycopg
 
 from pgpark import __version__
 from pgpark.cli import access, audit, bench, config, database, mailbox, notifier, pools, show, tasks, token, work
-from pgpark.cli.common import plain
+from pgpark.cli.common import DRAWN_PLAINLY, plain
 from pgpark.cli.demo import demo
 from pgpark.cli.doctor import doctor
 from pgpark.cli.gpu import gpu
@@ -108,7 +108,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 (for as long as the process lives)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character
+            stream.reconfigure(errors=DRAWN_PLAINLY)  # a terminal that cannot show a character
     sys.exit(run())
 
 

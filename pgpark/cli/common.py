@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import inspect
@@ -69,6 +70,20 @@ def _without_control(text: str) -> str:
     """The same JSON with these characters escaped."""
     return _OBEYED_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
+
+DRAWN_PLAINLY = "pgpark.drawn_plainly"
+_PLAINLY = str.maketrans("·…▸▶▕░█▁▂▃▄▅▆▇", ".~>>|-#_.,-=+*")
+
+
+def _drawn_plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For a terminal that cannot show a character: pictures are drawn with others as wide, the rest is escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wanted = error.object[error.start : error.end].translate(_PLAINLY)
+    return wanted.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error(DRAWN_PLAINLY, _drawn_plainly)
 
 messages = _Output(stderr=True, highlight=False, markup=False)
 _RELATIVE = re.compile(r"[+-](\d+(?:\.\d+)?)([smhd]?)")

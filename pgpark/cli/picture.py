@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Group
 from rich.text import Text
 
@@ -212,7 +213,7 @@ def _tenants(lot: Lot, width: int, colours: _Colours) -> list[Text]:
         return []
     total = max(lot["settings"]["max_units"], 1)
     names = [_cut(plain(row["tenant"]) if row["tenant"] is not None else "no tenant", 16) for row in rows]
-    name_width = max(map(len, names)) + 1
+    name_width = max(map(cell_len, names)) + 1
     made = [Text(""), Text("tenants", "bold")]
     for name, row in zip(names, rows, strict=True):
         words = (
@@ -223,7 +224,7 @@ def _tenants(lot: Lot, width: int, colours: _Colours) -> list[Text]:
         )
         room = max(5, min(30, width - name_width - len(words) - 2))
         full = min(room, _cell(row["running_units"], total, room))
-        line = Text(name.ljust(name_width))
+        line = Text(_padded(name, name_width))
         line.append("█" * full, colours.of(row["tenant"]))
         line.append("░" * (room - full), "" if colours.bare else "bright_black")
         made.append(_one(line.append(words), width))
@@ -302,7 +303,12 @@ def _tasks(number: int) -> str:
 
 
 def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 1] + "…"
+    return text if cell_len(text) <= room else set_cell_size(text, room - 1) + "…"
+
+
+def _padded(text: str, room: int) -> str:
+    """As wide as that on the screen: many scripts have letters that are two columns wide."""
+    return text + " " * (room - cell_len(text))
 
 
 def _one(line: Text, width: int) -> Text:

@@ -46,7 +46,7 @@ def top(settings: Settings, pool: str | None, once: bool, every: float) -> None:
             looker.look()
             if settings.json:
                 _repeat(looker, once, every, lambda: print_json(looker.as_json()))
-            elif once or not sys.stdout.isatty():
+            elif once or not sys.stdout.isatty() or results_console().is_dumb_terminal:
                 _repeat(looker, once, every, lambda: _print(looker))
             else:
                 _watch(looker, every)
@@ -166,7 +166,9 @@ def _print(looker: _Looker) -> None:
     terminal = console.is_terminal
     said = os.environ.get("COLUMNS", "")
     width = console.width if terminal else int(said) if said.isdecimal() else _WIDTH_IN_A_PIPE
-    console.print(looker.picture(width, bare=not terminal or console.no_color), soft_wrap=True)
+    console.print(
+        looker.picture(width, bare=not terminal or console.no_color or console.is_dumb_terminal), soft_wrap=True
+    )
 
 
 def _watch(looker: _Looker, every: float) -> None:

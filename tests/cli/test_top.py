@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from pgpark.cli.common import plain
@@ -116,6 +117,40 @@ def test_names_cannot_give_orders_to_the_terminal(db: Database) -> None:
     assert "a?[2Jb?c" in text and "w?]0;owned?" in text
 
 
+def test_names_in_wide_letters_take_their_columns(db: Database) -> None:
+    db.pool(max_units=4)
+    for tenant in ("\u65e5\u672c\u8a9e", "b", "\u65e5\u672c" * 20):
+        db.parked(tenant=tenant)
+    lines = [line for line in drawn(lot_of(db), 60) if " units " in line and "░" in line]
+    assert len(lines) == 3
+    assert {cell_len(line[: line.index("░")]) for line in lines} == {17}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_show_it_gets_a_plainer_picture_as_wide(db: Database, encoding: str) -> None:
+    db.pool(max_units=4)
+    db.parked(tenant="a")
+    db.parked(tenant="b", units=4)
+    command = [sys.executable, "-m", "pgpark", "top", "gpu", "--once"]
+    environment = os.environ | {"PGPARK_DSN": db.dsn, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "COLUMNS": "60"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    lines = done.stdout.decode(encoding).splitlines()
+    assert "\\" not in done.stdout.decode(encoding)
+    assert [line for line in lines if len(line) > 60] == []
+    assert any(set(line) <= {".", "·"} and len(line) == 60 for line in lines)
+
+
+def test_a_terminal_that_can_only_print_gets_a_picture_each_time(db: Database) -> None:
+    db.pool(max_units=4)
+    terminal = Terminal("top", "gpu", "--every", "0.1", dsn=db.dsn, TERM="dumb")
+    try:
+        terminal.wait_for("gpu  active  0 of 4 units")
+        terminal.seen = ""
+        terminal.wait_for("gpu  active  0 of 4 units")
+    finally:
+        terminal.close()
+
+
 def test_words_for_numbers() -> None:
     assert [span(secs) for secs in (None, 0.42, 12, 100, 4000, 7200, 200_000)] == [
         *("0.0 s", "0.4 s", "12 s", "2 min", "67 min", "2 h", "2 d"),
@@ -177,14 +212,16 @@ def test_an_unknown_pool_is_one_line(pgpark: Pgpark, db: Database) -> None:
 class Terminal:
     """A command in a terminal of its own, and what it has drawn so far."""
 
-    def __init__(self, *arguments: str, dsn: str) -> None:
+    def __init__(self, *arguments: str, dsn: str, **environment: str) -> None:
         self._ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pgpark", *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=subprocess.PIPE,
-            env=os.environ | {"PGPARK_DSN": dsn, "TERM": "xterm-256color", "COLUMNS": "90", "LINES": "40"},
+            env=os.environ
+            | {"PGPARK_DSN": dsn, "TERM": "xterm-256color", "COLUMNS": "90", "LINES": "40"}
+            | environment,
         )
         os.close(theirs)
         self.seen = ""
