@@ -13,7 +13,7 @@ from fastapi import Depends, Path, Query, Request, Response
 from fastapi.security import HTTPBearer
 
 from pgpark.calls import Call
-from pgpark.gateway.connections import Connections, as_json
+from pgpark.gateway.connections import Connections
 from pgpark.gateway.hub import Hub
 from pgpark.gateway.requests import MOST_ID
 from pgpark.gateway.settings import GatewaySettings
@@ -49,10 +49,6 @@ class CallerOf:
     async def look(self, *steps: Call[Any]) -> list[Any]:
         """The same for a caller that waits for something: leaves connections for others."""
         return await self._connections.look(steps, self._token_hash)
-
-    async def lines(self, call: Call[Any]) -> list[str]:
-        """Runs a call and returns its rows as JSON text; see `as_json`."""
-        return await self.call(as_json(call))
 
 
 def _caller(request: Request, _token: Annotated[Any, Depends(_documented)]) -> CallerOf:
