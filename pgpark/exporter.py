@@ -1,7 +1,8 @@
 """`pgpark worker --metrics-port`: what Prometheus reads of a worker, and of its pool.
 
 GET /metrics has the worker's own numbers and, unless it is told not to, those that park_metrics tells of its pool; GET
-/health says that the process answers, and asks nobody. Needs prometheus-client (the extra `gateway`).
+/health says that the worker has begun and its process answers, and asks nobody. Needs prometheus-client (the extra
+`gateway`).
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
             text = worker_text(self._worker) + (self._pool.text() if self._pool is not None else b"")
             self._answer(200, text, CONTENT_TYPE_LATEST)
         elif path == "/health":
-            self._answer(200, b"alive\n")
+            begun = self._worker.begun  # one that ends because there is no pool for it was never well
+            self._answer(200 if begun else 503, b"alive\n" if begun else b"it has not begun yet\n")
         else:
             self._answer(404, b"there are /metrics and /health\n")
 

@@ -91,6 +91,7 @@ class Worker:
         self._clock = Clock(settings.poll_secs)
         self._stopping = False
         self._hurried = False
+        self._begun = False  # the database was there, and had the pool
         self._over = False  # the first lane has ended
         self._given_up = asyncio.Event()
         self._useless: NotLoadedError | None = None
@@ -107,6 +108,11 @@ class Worker:
     def concurrency(self) -> int:
         """How many tasks it takes at once, at most."""
         return self._settings.concurrency
+
+    @property
+    def begun(self) -> bool:
+        """Whether it found all that it needs to work, which it looks for once."""
+        return self._begun
 
     def held(self) -> list[int]:
         """The units of each task in its hands. May be called from any thread."""
@@ -137,6 +143,7 @@ class Worker:
         """
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._check)
+        self._begun = True
         settings = self._settings
         self._traced = telemetry.attempts(settings.pool, settings.name)
         callbacks = NotifierThread(

@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from pgpark import Worker, WorkerSettings, exporter
+from pgpark.errors import UnknownPoolError
 from pgpark.executors import FunctionExecutor
 from pgpark.exporter import PoolNumbers, serving
 from pgpark.measures import WorkerMeasures
@@ -129,8 +130,9 @@ def test_a_run_is_counted_in_each_bucket_that_it_fits() -> None:
 
 @contextlib.contextmanager
 def told(dsn: str) -> Iterator[str]:
-    """The address of a worker that does nothing, and tells of its pool."""
+    """The address of a worker that has begun, does nothing, and tells of its pool."""
     idle = Worker(WorkerSettings(dsn, "gpu", name="w"), FunctionExecutor(print))
+    idle._begun = True
     with serving(idle, "127.0.0.1", 0, PoolNumbers(dsn, "gpu")) as port:
         yield f"http://127.0.0.1:{port}"
 
@@ -212,6 +214,30 @@ def test_the_command_serves_metrics_and_says_where(db: Database, options: list[s
         finally:
             process.terminate()
         assert process.wait(30) == 0
+
+
+def test_a_worker_is_well_from_when_it_has_begun(db: Database) -> None:
+    """Else a rollout takes a worker that ends for want of a pool for a good one, and an old one away for it."""
+    settings = WorkerSettings(dsn=db.dsn, pool="gpu", name="w")
+    working = Worker(settings, FunctionExecutor(lambda payload: payload))
+
+    async def work() -> None:
+        serving_it = asyncio.create_task(working.serve())
+        await asyncio.to_thread(wait_for, lambda: working.begun)
+        assert await asyncio.to_thread(got, url + "/health") == "alive\n"
+        working.stop()
+        await serving_it
+
+    with serving(working, "127.0.0.1", 0) as port:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(2):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                got(url + "/health")
+            assert refused.value.code == 503
+            with contextlib.suppress(UnknownPoolError):
+                asyncio.run(working.serve())
+        db.pool()
+        asyncio.run(work())
 
 
 def test_a_crowd_at_the_door_keeps_nobody_out() -> None:
