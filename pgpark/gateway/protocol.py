@@ -24,6 +24,7 @@ class ImpatientProtocol(H11Protocol):
     OWED_SECS = 30.0
     WASTED_BYTES = 8 << 20  # of a body after the answer, so that who is still sending gets to read it
     TAKEN_SECS = 60.0  # for what was sent to be taken, or a part of it; where the kernel can tell
+    LEAVING_SECS = 10.0  # the same when the gateway stops
 
     _timer: asyncio.TimerHandle | None = None
     _wasted = 0
@@ -51,6 +52,15 @@ class ImpatientProtocol(H11Protocol):
         self._expect(False)
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """The gateway stops."""
+        super().shutdown()
+        self.loop.call_later(self.LEAVING_SECS, self._leave)
+
+    def _leave(self) -> None:
+        if self.flow.write_paused:
+            self._hang_up()
+
     def _expect(self, owed: bool) -> None:
         if owed and self._timer is None:
             self._timer = self.loop.call_later(self.OWED_SECS, self._hang_up)
@@ -59,5 +69,5 @@ class ImpatientProtocol(H11Protocol):
             self._timer = None
 
     def _hang_up(self) -> None:
-        log.debug("hung up on a client that did not come to an end")
+        log.debug("hung up on a client that took too long")
         self.transport.abort()

@@ -13,6 +13,7 @@ import pytest
 from pgpark.gateway import guard
 from pgpark.gateway.connections import BusyError, Connections
 from pgpark.gateway.protocol import ImpatientProtocol
+from pgpark.gateway.settings import GatewaySettings
 from tests.conftest import Database, wait_for
 from tests.gateway.conftest import Gateway
 from tests.gateway.test_live import emit, watching
@@ -111,6 +112,26 @@ def test_who_takes_nothing_of_a_stream_gives_up_its_place(
     with call(gateway, asked.encode()):
         wait_for(lambda: watching(gateway) == 1)
         wait_for(lambda: watching(gateway) == 0, what="for its place to be free")
+
+
+def test_who_takes_nothing_does_not_keep_a_gateway_from_stopping(
+    db: Database, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ImpatientProtocol, "LEAVING_SECS", 0.2)
+    db.pool()
+    task = db.parked()
+    db.claim()
+    for _ in range(10):
+        emit(db, task, "x" * 1_000_000)
+    gateway = Gateway(db, GatewaySettings(db.dsn))
+    asked = (
+        f"GET /pools/gpu/tasks/{task}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.secret()}\r\n\r\n"
+    )
+    with call(gateway, asked.encode()):
+        stuck = gateway.server.server_state.connections
+        wait_for(lambda: [connection.flow.write_paused for connection in stuck] == [True])
+        gateway.close()
+    assert capfd.readouterr().err == ""  # or uvicorn would tell what it has cancelled
 
 
 def test_what_the_database_fails_for_one_of_a_crowd_it_fails_for_all(
