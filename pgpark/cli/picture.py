@@ -239,7 +239,7 @@ def _failures(lot: Lot, width: int) -> list[Text]:
     for row in rows:
         line = Text(f"{short(row['count'])} x".rjust(6) + " ")
         line.append(row["status"], _OUTCOMES[row["status"]])
-        reason = "reason not shown" if row["reason"] is None else plain(row["reason"])
+        reason = "no reason shown" if row["reason"] is None else plain(row["reason"])
         made.append(_one(line.append(f" {span(row['secs'])} ago: {reason}"), width))
     return made
 

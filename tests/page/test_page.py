@@ -122,7 +122,8 @@ def test_a_reader_gets_no_buttons_and_no_words_of_handlers(db: Database, visit: 
     db.value("select pgpark.park_finish(%s, 1, 'failed', null, 'customer 42')", task)
     waiting = db.parked()
     page = visit("reader")
-    expect(page.locator("#failures")).to_contain_text("reason not shown")
+    expect(page.locator("#failures")).to_contain_text("no reason shown")
+    expect(page.locator("#mailbox")).to_contain_text("no reason shown")
     for name in ("Pause", "Resize…", "Retry latest"):
         expect(page.get_by_role("button", name=name)).to_have_count(0)
     page.locator(f".lane .car[data-task='{waiting}']").click()

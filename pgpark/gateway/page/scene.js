@@ -179,7 +179,7 @@ function drawMailbox(lot, open) {
     node.firstChild.task = row;
     node.firstChild.dataset.task = row.task_id;
     say(node.querySelector("small"), row.status === "completed"
-      ? `${units(row.units)}, ran ${span(row.run_secs)}, waited ${span(row.wait_secs)}` : reasonWords(row.reason ?? ""));
+      ? `${units(row.units)}, ran ${span(row.run_secs)}, waited ${span(row.wait_secs)}` : reasonWords(row.reason));
     say(node.querySelector("time"), tiny(row.secs));
     node.firstChild.setAttribute("aria-label", `task ${row.task_id} ${row.status}, ${plural(row.units, "unit")}, ${span(row.secs)} ago`);
   });

@@ -43,7 +43,7 @@ const TURNING = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=T
 
 /** A name that is written from right to left, set apart so that it does not turn the words around it. */
 export const apart = (name) => (TURNING.test(name) ? `\u2068${name.replace(/[\u2066-\u2069]/g, "")}\u2069` : name);
-export const reasonWords = (reason) => (reason === null || reason === undefined ? "reason not shown" : reason === "" ? "no reason given" : /^[a-z]+(_[a-z]+)+$/.test(reason) ? reason.replaceAll("_", " ") : reason);
+export const reasonWords = (reason) => (reason === null || reason === undefined ? "no reason shown" : reason === "" ? "no reason given" : /^[a-z]+(_[a-z]+)+$/.test(reason) ? reason.replaceAll("_", " ") : reason);
 
 const HUES = 8;
 
