@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -81,9 +82,18 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=["Location", "Retry-After"],
         )
-    app.openapi()  # made now: at the first requests, several threads of one process might make it at once
+    app.state.parameters = _parameters(app.openapi())
     app.add_middleware(metrics.Measured, metrics=app.state.metrics)
     return app
+
+
+def _parameters(document: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """The names of the query's parameters, by path and method."""
+    return {
+        (path, method.upper()): [given["name"] for given in operation.get("parameters", []) if given["in"] == "query"]
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
 
 
 def _report(work: asyncio.Task[None]) -> None:

@@ -14,6 +14,7 @@ from fastapi.security import HTTPBearer
 
 from pgpark.calls import Call
 from pgpark.gateway.connections import Connections
+from pgpark.gateway.errors import GatewayError
 from pgpark.gateway.hub import Hub
 from pgpark.gateway.requests import MOST_ID
 from pgpark.gateway.settings import GatewaySettings
@@ -52,6 +53,11 @@ class CallerOf:
 
 
 def _caller(request: Request, _token: Annotated[Any, Depends(_documented)]) -> CallerOf:
+    known = request.app.state.parameters[request.scope["route"].path, request.method]
+    for name in request.query_params:
+        if name not in known:
+            hint = f"There are: {', '.join(known)}" if known else "There are none"
+            raise GatewayError(400, "bad_request", f"there is no parameter {name!r} here", f"{hint}.")
     return CallerOf(request)
 
 

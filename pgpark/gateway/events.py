@@ -15,13 +15,14 @@ from pgpark.gateway.connections import keyed, page
 from pgpark.gateway.errors import documented, unknown_task
 from pgpark.gateway.hub import Address
 from pgpark.gateway.mailbox import Session, Since, Tenant, User
+from pgpark.gateway.requests import Absent
 from pgpark.gateway.streams import EventStream, News, event, following
 from pgpark.models import Followed
 
 router = APIRouter(tags=["live"])
 
 MaxSecs = Annotated[
-    float | None, Query(ge=0, le=86400, allow_inf_nan=False, description="End the stream after so many seconds.")
+    float | Absent, Query(ge=0, le=86400, allow_inf_nan=False, description="End the stream after so many seconds.")
 ]
 _END = "end"
 LastPart = Annotated[

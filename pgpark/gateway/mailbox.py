@@ -12,16 +12,16 @@ from pgpark.calls import Call
 from pgpark.gateway.caller import Caller, object_of
 from pgpark.gateway.connections import page
 from pgpark.gateway.errors import documented
-from pgpark.gateway.requests import TEXT, Acknowledged, Time
+from pgpark.gateway.requests import TEXT, Absent, Acknowledged, Address, Time
 from pgpark.models import Message
 
 router = APIRouter(tags=["mailbox"])
 _MOST_BYTES = 4 << 20  # of one answer
 
 Tenant = Annotated[str, Path(min_length=1, max_length=255, pattern=TEXT, description="Whose mailbox it is.")]
-User = Annotated[str | None, Query(max_length=255, pattern=TEXT, description="Only this user's.")]
-Session = Annotated[str | None, Query(max_length=255, pattern=TEXT, description="Only this session's.")]
-Since = Annotated[Time | None, Query(description="Only those that landed at this time or later.")]
+User = Annotated[Address | Absent, Query(description="Only this user's.")]
+Session = Annotated[Address | Absent, Query(description="Only this session's.")]
+Since = Annotated[Time | Absent, Query(description="Only those that landed at this time or later.")]
 
 
 class Messages(BaseModel):

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from pgpark.models import PartKind, PoolState, Priority
 
@@ -37,6 +38,10 @@ Number = BeforeValidator(_number)  # and no text that looks like one
 Time = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_universal)]
 Address = Annotated[str, Field(max_length=255, pattern=TEXT)]
 Int = Annotated[int, Field(ge=0, le=2**31 - 1), Number]
+
+
+# Of a parameter that may be left out: there is no null in an address or a header, so the document names none.
+Absent = SkipJsonSchema[None]
 
 
 class Body(BaseModel):

@@ -7,33 +7,28 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Response
 from psycopg import sql
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from pgpark import calls, telemetry
 from pgpark.calls import Call
 from pgpark.gateway.caller import Caller, CallerOf, PoolName, Secs, TaskId, json_response
 from pgpark.gateway.connections import keyed
 from pgpark.gateway.errors import GatewayError, documented, unknown_task
-from pgpark.gateway.requests import TEXT, NewTask, NewTasks
+from pgpark.gateway.requests import TEXT, Absent, NewTask, NewTasks
 from pgpark.gateway.streams import unless_gone
 from pgpark.models import Message, Submitted, SubmittedTask, TaskStatus
 
 router = APIRouter(tags=["tasks"])
 
 Key = Annotated[
-    str | None,
+    Annotated[str, Field(min_length=1, max_length=200, pattern="^[!-~]+$")] | Absent,
     Header(
         alias="Idempotency-Key",
-        min_length=1,
-        max_length=200,
-        pattern="^[!-~]+$",
         description="A second request of the same tenant with the same key gets the first task, not another one.",
     ),
 ]
-
-
-Traceparent = Annotated[str | None, Header(description="W3C trace context, which goes with the task to its worker.")]
-Tracestate = Annotated[str | None, Header(description="Goes with traceparent.")]
+Traceparent = Annotated[str | Absent, Header(description="W3C trace context, which goes with the task to its worker.")]
+Tracestate = Annotated[str | Absent, Header(description="Goes with traceparent.")]
 Reason = Annotated[str, Query(max_length=1000, pattern=TEXT, description="Why, for the outcome.")]
 
 

@@ -43,7 +43,7 @@ begin
   perform pgpark._require_read_committed();
   floor_ := given[1]::bigint;
   highest := given[2]::bigint;
-  horizon := given[3]::xid8;
+  horizon := given[3]::bigint::text::xid8;  -- which by itself would read 010 as eight
   seen := string_to_array(nullif(given[4], ''), ',')::bigint[];
   seen := coalesce(seen, '{}');
   settled := pg_snapshot_xmin(pg_current_snapshot()) >= horizon  -- then all up to highest is there to be seen

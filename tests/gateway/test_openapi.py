@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.conftest import Database
 from tests.gateway.conftest import Gateway
 
-EXAMPLES = 4  # of each operation, good ones and bad ones
+EXAMPLES = 10  # of each operation, good ones and bad ones
 # What the config of a pool may be is not in the document, but in that of the config file.
 UNDOCUMENTED = {"PATCH /pools/{pool}": [positive_data_acceptance]}
 
@@ -30,13 +30,14 @@ def documented(db: Database, gateways: Callable[..., Gateway]) -> tuple[Any, dic
     for row in db.claim(max_tasks=5)[:2]:
         db.finish(row["task_id"])
     loaded = schemathesis.openapi.from_url(f"{gateway.url}/openapi.json")
-    loaded.config.generation = GenerationConfig(allow_x00=False)  # in a payload it cannot be kept: 400
     return loaded, {"Authorization": f"Bearer {gateway.secret()}"}
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_answers_are_as_the_openapi_document_says(documented: tuple[Any, dict[str, str]], mode: GenerationMode) -> None:
     schema, headers = documented
+    # What the document cannot say: in a payload NUL cannot be kept, and is refused. In bad requests it is what is bad.
+    schema.config.generation = GenerationConfig(allow_x00=mode is GenerationMode.NEGATIVE)
     problems = []
     for result in schema.get_all_operations():
         operation = result.ok()
@@ -72,6 +73,8 @@ def answers_well(operation: Any, mode: GenerationMode, headers: dict[str, str]) 
         if mode is GenerationMode.POSITIVE:
             known = case.path_parameters or {}
             case.path_parameters = {**known, **{name: real[name] for name in known.keys() & real.keys()}}
+        # In an address a list of one is what it holds, and an empty one nothing: then nothing bad is sent.
+        hypothesis.assume(not any(isinstance(value, (list, dict)) for value in (case.query or {}).values()))
         if "/events" in operation.path:
             case.query = {**(case.query or {}), "max_secs": 0}
         for task in [case.body, *case.body.get("tasks", [])] if isinstance(case.body, dict) else []:

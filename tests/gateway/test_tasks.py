@@ -95,6 +95,20 @@ def test_a_key_that_is_null_is_none(db: Database, admin: httpx.Client) -> None:
     assert admin.post("/pools/gpu/tasks", json=body).json()["reason"] is None
 
 
+def test_a_parameter_that_is_not_there_is_refused_and_says_what_is(db: Database, admin: httpx.Client) -> None:
+    db.pool()
+    answer = admin.get("/mailbox/t", params={"limt": 5})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == {
+        "code": "bad_request",
+        "message": "there is no parameter 'limt' here",
+        "hint": "There are: user, session, since, limit.",
+    }
+    assert admin.post("/pools/gpu/tasks?dry_run=1", json={"payload": 1}).json()["error"]["hint"] == "There are none."
+    assert db.stats()["parked"] == 0
+    assert httpx.get(admin.base_url.join("/?utm_source=a")).status_code == 200
+
+
 def test_a_batch_tells_of_each_what_became_of_it(db: Database, admin: httpx.Client) -> None:
     db.pool()
     tasks = [{"payload": 1}, {"payload": 2, "units": 25}, {"payload": 3, "run_at": "2999-01-01T00:00:00+23:00"}]

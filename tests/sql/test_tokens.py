@@ -286,6 +286,12 @@ def test_following_gives_each_outcome_once(db: Database) -> None:
     assert follow(db, bookmark)[0] == [later]
 
 
+def test_numbers_of_a_bookmark_are_decimal(db: Database) -> None:
+    db.pool()
+    task = ended(db)
+    assert follow(db, "0.0.00399.")[0] == [task]
+
+
 def test_an_outcome_that_is_committed_late_is_not_lost(db: Database, connect: Callable[[], Database]) -> None:
     """It has a lower number than one that was seen already."""
     db.pool()
