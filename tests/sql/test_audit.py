@@ -22,6 +22,13 @@ Run = Callable[[Database, Callable[[], Any]], Background]
 DAY = 86400
 
 
+def freeze_at_noon(db: Database) -> None:
+    """So that only what is advanced by hours comes into another day."""
+    db.freeze()
+    of_day = db.value("select extract(epoch from (pgpark._now() at time zone 'UTC')::time)::int")
+    db.advance((DAY * 3 // 2 - of_day) % DAY)
+
+
 def rows(db: Database, **filters: Any) -> list[dict[str, Any]]:
     """What park_audit says, oldest first."""
     listed = ", ".join(f"{name} => %({name})s" for name in filters)
@@ -71,7 +78,7 @@ def write_by_hand(db: Database, days_: int, a_day: int) -> None:
 @pytest.mark.every_backend
 def test_it_tells_what_happened_to_a_task_with_time_worker_and_tenant(db: Database) -> None:
     db.pool(audit=True)
-    db.freeze()
+    freeze_at_noon(db)
     task = db.parked(tenant="acme", priority="high", units=3)
     db.advance(2)
     db.claim(worker="w1")
@@ -99,7 +106,7 @@ def test_each_failed_attempt_is_told_with_its_reason(db: Database) -> None:
     db.pool(
         audit=True, retry={"max_attempts": 3, "backoff_secs": 0, "max_losses": 5}, run_timeout_secs=10, lease_secs=5
     )
-    db.freeze()
+    freeze_at_noon(db)
     task = db.parked()
     db.claim(worker="w1")
     db.rows("select pgpark.park_finish(%s, 1, 'failed', null, 'no memory')", task)
@@ -125,7 +132,7 @@ def test_each_failed_attempt_is_told_with_its_reason(db: Database) -> None:
 
 def test_released_lost_cancelled_expired_and_dropped_are_told(db: Database) -> None:
     db.pool(audit=True, lease_secs=5, max_queue_depth=2, overflow="drop_lowest")
-    db.freeze()
+    freeze_at_noon(db)
     task = db.parked()
     db.claim(worker="w1")
     db.rows("select pgpark.park_release(%s, 1)", task)
@@ -198,7 +205,7 @@ def test_it_outlives_its_pool_and_tells_how_that_ended(db: Database) -> None:
 
 
 def test_filters_narrow_it_and_pages_neither_overlap_nor_miss(db: Database) -> None:
-    db.freeze()
+    freeze_at_noon(db)
     db.pool(audit=True)
     db.pool("cpu", audit=True)
     for pool, tenant in (("gpu", "a"), ("gpu", "b"), ("cpu", "a")):
@@ -323,7 +330,7 @@ def clean(name: str) -> str:
 
 
 def test_days_are_made_a_week_ahead(db: Database) -> None:
-    db.freeze()
+    freeze_at_noon(db)
     db.pool(audit=True)
     first = days(db)
     assert len(first) == 1 + 8, "today, a week, and what has no day"
@@ -336,7 +343,7 @@ def test_days_are_made_a_week_ahead(db: Database) -> None:
 
 
 def test_a_session_in_another_time_zone_makes_the_same_days(db: Database) -> None:
-    db.freeze()
+    freeze_at_noon(db)
     db.rows("select set_config('TimeZone', 'Asia/Kolkata', false), set_config('DateStyle', 'SQL, DMY', false)")
     db.rows(
         "update pgpark._test_clock set now = '2031-05-01 12:00:00+00' returning 1"
@@ -355,7 +362,7 @@ def test_a_session_in_another_time_zone_makes_the_same_days(db: Database) -> Non
 
 
 def test_without_maintenance_events_are_found_and_go_when_their_time_comes(db: Database) -> None:
-    db.freeze()
+    freeze_at_noon(db)
     db.pool(audit=True, audit_days=10)
     db.advance(20 * DAY)
     task = db.parked()
@@ -377,7 +384,7 @@ def test_without_maintenance_events_are_found_and_go_when_their_time_comes(db: D
 
 def test_where_events_have_no_day_days_are_made_one_by_one(db: Database) -> None:
     """Each keeps writers waiting while Postgres looks through those events."""
-    db.freeze()
+    freeze_at_noon(db)
     db.pool(audit=True)
     db.advance(20 * DAY)
     db.parked()
@@ -391,7 +398,7 @@ def test_where_events_have_no_day_days_are_made_one_by_one(db: Database) -> None
 
 
 def test_days_go_when_no_pool_wants_them(db: Database) -> None:
-    db.freeze()
+    freeze_at_noon(db)
     db.pool("short", audit=True, audit_days=3)
     db.pool("long", audit=True, audit_days=6)
     db.pool("none")
@@ -423,7 +430,7 @@ def test_a_wish_for_ages_is_no_error(db: Database) -> None:
 
 
 def test_making_days_keeps_nobody_waiting(db: Database, connect: Callable[[], Database]) -> None:
-    db.freeze()
+    freeze_at_noon(db)
     db.pool(audit=True)
     task = db.parked()
     db.advance(DAY)
@@ -442,7 +449,7 @@ def test_making_days_keeps_nobody_waiting(db: Database, connect: Callable[[], Da
 def test_a_day_that_somebody_reads_is_dropped_later_and_nobody_waits_long(
     db: Database, connect: Callable[[], Database]
 ) -> None:
-    db.freeze()
+    freeze_at_noon(db)
     db.pool(audit=True, audit_days=1)
     db.parked()
     reader = connect()
@@ -461,7 +468,7 @@ def test_a_day_that_somebody_reads_is_dropped_later_and_nobody_waits_long(
 
 
 def test_who_only_submits_or_is_bound_to_pools_drops_no_day(db: Database, roles: Roles) -> None:
-    db.freeze()
+    freeze_at_noon(db)
     db.pool(audit=True, audit_days=1)
     sessions = [roles.granted("producer"), roles.granted("worker", pools=["gpu"]), roles.granted("worker")]
     db.advance(3 * DAY)
@@ -492,7 +499,7 @@ def test_many_may_maintain_and_make_pools_at_once(
 
 
 def test_a_table_of_a_users_with_the_name_of_a_day_is_left_alone(db: Database) -> None:
-    db.freeze()
+    freeze_at_noon(db)
     name = db.value("select pgpark._audit_table(pgpark._now())")
     db.pool("mine", queue={"type": "postgres_custom", "table": name}, audit=True)
     task = db.parked("mine")
