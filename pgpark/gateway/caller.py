@@ -52,7 +52,7 @@ class CallerOf:
         return await self._connections.look(steps, self._token_hash)
 
 
-def _caller(request: Request, _token: Annotated[Any, Depends(_documented)]) -> CallerOf:
+async def _caller(request: Request, _token: Annotated[Any, Depends(_documented)]) -> CallerOf:
     known = request.app.state.parameters[request.scope["route"].path, request.method]
     for name in request.query_params:
         if name not in known:
