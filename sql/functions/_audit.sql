@@ -93,9 +93,9 @@ begin
 end
 $$;
 
--- Makes the partitions of so many days, if they are not there, or the first of these. It waits for nobody for long: the lock that it needs on
--- audit_rest would keep others waiting behind it. Where it cannot have that, and where events of a day are in audit_rest
--- already, the day goes without a partition.
+-- Makes the partitions of so many days, if they are not there, or the first of these. It waits for nobody for long: the lock
+-- that it needs on audit_rest would keep others waiting behind it. Where it cannot have that, and where events of a day are
+-- in audit_rest already, the day goes without a partition.
 create or replace function pgpark._add_audit_days(first_day timestamptz, days int) returns void
 language plpgsql
 set search_path = pgpark, pg_temp

@@ -45,9 +45,8 @@ begin
 end
 $$;
 
--- What had no worker when it ended did not run then, though it may have started before: it was waiting again.
-
 -- The latest outcomes in the storage of this pool, those of other pools among them; of own tenants, whatever their storage.
+-- What had no worker when it ended did not run then, though it may have started before: it was waiting again.
 create or replace function pgpark._latest_outcomes(lot pgpark.pool, own text[]) returns setof pgpark.ended
 language plpgsql stable
 set search_path = pgpark, pg_temp
